@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one step of the engine does with each token of its batch.
+
+A token is either *whole*: it attends the blocks of tokens, as in any paged cache; or *by head*: it
+follows a compressed prompt, and each KV head attends its own head blocks. All tokens of a request
+without compressed blocks are whole, and so are a compressed request's prompt tokens, which are
+computed before the prompt is compressed. A step that computes the last of them compresses the
+prompt in between. A resumed request's step may do all three.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from headkv_vllm.block_row import (
+    head_block_tables,
+    head_seq_lens,
+    slot_mapping,
+    token_block_table,
+)
+from headkv_vllm.budgets.cache import AllotmentCache
+from headkv_vllm.budgets.request import RequestBudget
+
+
+@dataclass(frozen=True)
+class WholeTokens:
+    """Sequences that attend blocks of tokens.
+
+    token_indices: [num_tokens] int64 into the batch, or None when it is the whole batch.
+    query_start_loc: [num_reqs + 1] int32. seq_lens: [num_reqs] int32.
+    block_table: [num_reqs, width] int32.
+    """
+
+    token_indices: torch.Tensor | None
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    block_table: torch.Tensor
+
+
+@dataclass(frozen=True)
+class HeadTokens:
+    """Sequences that attend head blocks: one for each (request, KV head), in this order.
+
+    row_indices: [num_tokens * H] int64 into the batch's queries, seen as [num_tokens * H, G, D]
+        (H KV heads of G query heads each); or None when they are all of them in order.
+    query_start_loc: [num_reqs * H + 1] int32, of those rows.
+    seq_lens: [L, num_reqs * H] int32. block_tables: [L, num_reqs * H, width] int32.
+    """
+
+    row_indices: torch.Tensor | None
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    block_tables: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Compression:
+    """A prompt that this step completes and compresses.
+
+    window_start: index in the batch of the first token of its window.
+    num_prompt_tokens: T. num_candidates: positions 0 .. F*block_size - 1 may be kept.
+    blocks: [ceil(T / block_size)] int64, the prompt's blocks.
+    num_kept: [L, H] int64, how many positions each head keeps.
+    slots: for each layer [sum(num_kept[l])] int64, where the kept entries go, in the order of
+        heads: slots of the flat array, head block * block_size + offset.
+    """
+
+    window_start: int
+    num_prompt_tokens: int
+    num_candidates: int
+    blocks: torch.Tensor
+    num_kept: torch.Tensor
+    slots: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step. slot_mapping: [num_tokens] int64, where each token's key and value are written."""
+
+    slot_mapping: torch.Tensor
+    whole: WholeTokens | None
+    compressions: tuple[Compression, ...]
+    by_head: HeadTokens | None
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """How many of each request's tokens in this step are whole and by head: [num_reqs] int64."""
+
+    whole: torch.Tensor
+    by_head: torch.Tensor
+
+
+def count_tokens(
+    block_table: torch.Tensor, query_lens: torch.Tensor, seq_lens: torch.Tensor
+) -> TokenCounts:
+    """Tell the tokens of each request apart.
+
+    block_table: [num_reqs, width] int32 rows. query_lens, seq_lens: [num_reqs] int64, the tokens
+    of this step and of the whole request up to its end.
+    """
+    num_prompt_tokens, is_compressed = block_table[:, 0], block_table[:, 1] > 0
+    after_prompt = (seq_lens - num_prompt_tokens).clamp(min=0)
+    by_head = torch.where(is_compressed, torch.minimum(after_prompt, query_lens), 0)
+    return TokenCounts(query_lens - by_head, by_head)
+
+
+def count_tokens_plain(
+    block_table: torch.Tensor, query_lens: torch.Tensor, seq_lens: torch.Tensor
+) -> TokenCounts:
+    """Plain twin of `count_tokens`."""
+    counts = torch.zeros(2, len(query_lens), dtype=torch.int64)
+    for request, (num_prompt_tokens, num_compressed_blocks, *_) in enumerate(block_table.tolist()):
+        end = int(seq_lens[request])
+        for position in range(end - int(query_lens[request]), end):
+            is_by_head = num_compressed_blocks > 0 and position >= num_prompt_tokens
+            counts[int(is_by_head), request] += 1
+    return TokenCounts(counts[0], counts[1])
+
+
+class BatchPlanner:
+    """Plans steps for one worker: L layers with H KV heads each, both of this worker alone."""
+
+    def __init__(
+        self,
+        allotments: AllotmentCache,
+        num_layers: int,
+        num_kv_heads: int,
+        block_size: int,
+        window: int,
+    ) -> None:
+        self._allotments = allotments
+        self._num_layers, self._num_kv_heads = num_layers, num_kv_heads
+        self._block_size, self._window = block_size, window
+
+    def plan(
+        self, block_table: torch.Tensor, query_start_loc: torch.Tensor, seq_lens: torch.Tensor
+    ) -> Batch:
+        """Plan one step.
+
+        block_table: [num_reqs, width] int32 rows. query_start_loc: [num_reqs + 1] int32.
+        seq_lens: [num_reqs] int32, the tokens of each request up to the end of this step.
+        """
+        query_lens = query_start_loc.diff().long()
+        requests = torch.repeat_interleave(query_lens)
+        computed = seq_lens - query_lens
+        positions = torch.arange(len(requests)) - (query_start_loc[:-1] - computed)[requests]
+        counts = count_tokens(block_table, query_lens, seq_lens.long())
+        is_by_head = positions >= (seq_lens - counts.by_head)[requests]
+        return Batch(
+            slot_mapping(block_table, requests, positions, self._block_size),
+            self._whole(block_table, seq_lens, counts, is_by_head),
+            self._compressions(block_table, query_start_loc, computed, seq_lens),
+            self._by_head(block_table, seq_lens, counts, is_by_head),
+        )
+
+    def _whole(
+        self,
+        block_table: torch.Tensor,
+        seq_lens: torch.Tensor,
+        counts: TokenCounts,
+        is_by_head: torch.Tensor,
+    ) -> WholeTokens | None:
+        (requests,) = torch.nonzero(counts.whole, as_tuple=True)
+        if len(requests) == 0:
+            return None
+        whole_lens = (seq_lens - counts.by_head)[requests].int()
+        num_blocks = -(-int(whole_lens.max()) // self._block_size)
+        return WholeTokens(
+            torch.nonzero(~is_by_head).flatten() if is_by_head.any() else None,
+            _start_loc(counts.whole[requests]),
+            whole_lens,
+            token_block_table(block_table[requests], num_blocks),
+        )
+
+    def _by_head(
+        self,
+        block_table: torch.Tensor,
+        seq_lens: torch.Tensor,
+        counts: TokenCounts,
+        is_by_head: torch.Tensor,
+    ) -> HeadTokens | None:
+        (requests,) = torch.nonzero(counts.by_head, as_tuple=True)
+        if len(requests) == 0:
+            return None
+        rows, lengths = block_table[requests], seq_lens[requests]
+        budgets = self._budgets(rows)
+        num_head_blocks = torch.stack([self._num_head_blocks(budget) for budget in budgets])
+        num_full_blocks = torch.tensor([budget.num_full_blocks for budget in budgets]).int()
+        arguments = (num_head_blocks, num_full_blocks, lengths, self._block_size)
+        num_tokens = counts.by_head[requests]
+        is_all_in_order = bool(is_by_head.all()) and int(num_tokens.max()) == 1
+        return HeadTokens(
+            None if is_all_in_order else self._rows_by_head(is_by_head, num_tokens),
+            _start_loc(num_tokens.repeat_interleave(self._num_kv_heads)),
+            head_seq_lens(*arguments),
+            head_block_tables(rows, *arguments),
+        )
+
+    def _rows_by_head(self, is_by_head: torch.Tensor, num_tokens: torch.Tensor) -> torch.Tensor:
+        """The rows [token * H + head] in the order of (request, head, token)."""
+        heads = torch.arange(self._num_kv_heads)[:, None]
+        tokens_of_requests = torch.nonzero(is_by_head).flatten().split(num_tokens.tolist())
+        return torch.cat(
+            [(tokens * self._num_kv_heads + heads).flatten() for tokens in tokens_of_requests]
+        )
+
+    def _compressions(
+        self,
+        block_table: torch.Tensor,
+        query_start_loc: torch.Tensor,
+        computed: torch.Tensor,
+        seq_lens: torch.Tensor,
+    ) -> tuple[Compression, ...]:
+        num_prompt_tokens = block_table[:, 0]
+        completes = (computed < num_prompt_tokens) & (seq_lens >= num_prompt_tokens)
+        requests = torch.nonzero(completes & (block_table[:, 1] > 0)).flatten().tolist()
+        offsets = query_start_loc[:-1] - computed
+        return tuple(
+            self._compression(block_table[request], int(offsets[request])) for request in requests
+        )
+
+    def _compression(self, row: torch.Tensor, offset: int) -> Compression:
+        """offset: what turns a position of this request into an index of the batch."""
+        (budget,) = self._budgets(row[None])
+        num_prompt_tokens = budget.num_prompt_tokens
+        num_head_blocks = self._num_head_blocks(budget)
+        num_blocks = -(-num_prompt_tokens // self._block_size)
+        return Compression(
+            offset + num_prompt_tokens - self._window,
+            num_prompt_tokens,
+            budget.num_full_blocks * self._block_size,
+            token_block_table(row[None], num_blocks)[0].long(),
+            num_head_blocks.long() * self._block_size,
+            self._slots(row, num_head_blocks),
+        )
+
+    def _slots(self, row: torch.Tensor, num_head_blocks: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        heads_per_block = num_head_blocks.numel()
+        compressed_blocks = row[2 : 2 + int(row[1])].long()
+        dealt = compressed_blocks[:, None] * heads_per_block + torch.arange(heads_per_block)
+        slots = dealt.view(-1, 1) * self._block_size + torch.arange(self._block_size)
+        per_layer = (num_head_blocks.sum(1) * self._block_size).tolist()
+        return slots.flatten().split(per_layer)
+
+    def _budgets(self, rows: torch.Tensor) -> list[RequestBudget]:
+        return [
+            RequestBudget(length, num_blocks, (length - self._window) // self._block_size)
+            for length, num_blocks in rows[:, :2].tolist()
+        ]
+
+    def _num_head_blocks(self, budget: RequestBudget) -> torch.Tensor:
+        """n: [L, H] int32."""
+        return torch.tensor(self._allotments.allot(budget), dtype=torch.int32)
+
+
+def _start_loc(lengths: torch.Tensor) -> torch.Tensor:
+    """[n] lengths to [n + 1] int32 starts."""
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()

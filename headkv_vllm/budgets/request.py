@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many blocks a request gives up, and how many it keeps in their place."""
+
+from dataclasses import dataclass
+from math import floor
+
+from headkv_vllm.config import Settings
+
+
+@dataclass(frozen=True)
+class RequestBudget:
+    """What a request's prompt length and the settings say about it.
+
+    num_prompt_tokens: T, the tokens of the prompt.
+    num_compressed_blocks: K, the vLLM blocks that take the place of the full ones; 0 when the
+        request is not compressed. A vLLM block is one head block for every layer and KV head.
+    num_full_blocks: F, the leading prompt blocks that hold no token of the window, and that
+        are given up when the request is compressed.
+    """
+
+    num_prompt_tokens: int
+    num_compressed_blocks: int
+    num_full_blocks: int
+
+    @property
+    def compressed(self) -> bool:
+        return self.num_compressed_blocks > 0
+
+
+def request_budget(settings: Settings, num_prompt_tokens: int, block_size: int) -> RequestBudget:
+    """K and F of a prompt of `num_prompt_tokens`, in blocks of `block_size` tokens.
+
+    F = (T - window) // block_size, the blocks before the window; K is the budget without the
+    window, in blocks, and at least `min_blocks`. A request with F <= K has nothing to gain and
+    is left as it is (K = 0), and so is every request when `settings.budget` is 0.
+    """
+    num_full_blocks = max(0, (num_prompt_tokens - settings.window) // block_size)
+    if settings.budget == 0:
+        return RequestBudget(num_prompt_tokens, 0, num_full_blocks)
+    tokens = _budget_tokens(settings, num_prompt_tokens)
+    wanted = max(settings.min_blocks, (tokens - settings.window) // block_size)
+    num_compressed_blocks = wanted if wanted < num_full_blocks else 0
+    return RequestBudget(num_prompt_tokens, num_compressed_blocks, num_full_blocks)
+
+
+def _budget_tokens(settings: Settings, num_prompt_tokens: int) -> int:
+    if settings.ratio is not None:
+        return floor(settings.ratio * num_prompt_tokens)
+    assert settings.budget is not None, "Settings hold a budget or a ratio"
+    return settings.budget

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings, as given in `vllm serve --additional-config '{"headkv": {...}}'`."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from headkv_vllm.errors import SettingsError, shown
+
+DEFAULT_BUDGET = 1024
+
+
+class Settings(BaseModel):
+    """How much of a prompt is kept, and which heads keep it. Token counts are per KV head.
+
+    A field's description says which values it allows; errors quote it. `budget` is
+    `DEFAULT_BUDGET` when neither `budget` nor `ratio` is given, and None when `ratio` is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    budget: int | None = Field(
+        default=None, ge=0, description="0 (off) or an integer of at least window + 1 (tokens)"
+    )
+    ratio: float | None = Field(
+        default=None, gt=0, le=1, description="a number above 0 and up to 1 (part of the prompt)"
+    )
+    scores: str = Field(
+        default="auto", min_length=1, description="'auto', 'uniform' or the path of a score file"
+    )
+    beta: float = Field(default=1.2, gt=1, description="a finite number above 1")
+    window: int = Field(default=8, ge=1, description="an integer of at least 1 (tokens)")
+    kernel_size: int = Field(default=7, ge=1, description="an odd integer of at least 1 (tokens)")
+    pooling: Literal["max", "avg"] = Field(default="max", description="'max' or 'avg'")
+    gqa_fold: Literal["mean", "max", "sum"] = Field(
+        default="mean", description="'mean', 'max' or 'sum'"
+    )
+    min_blocks: int = Field(default=1, ge=1, description="an integer of at least 1 (head blocks)")
+    policy: Literal["headkv", "uniform"] = Field(
+        default="headkv", description="'headkv' or 'uniform'"
+    )
+
+    @classmethod
+    def parse(cls, mapping: Mapping[str, Any]) -> Self:
+        """Check `mapping`, whose keys are the fields' names.
+
+        Raises SettingsError: one line that names the key, its value and what is allowed.
+        """
+        if not isinstance(mapping, Mapping):
+            raise SettingsError(f"headkv settings must be a mapping, not {shown(mapping)}")
+        for key in mapping:
+            if key not in cls.model_fields:
+                raise SettingsError(_unknown(key, list(cls.model_fields)))
+        try:
+            return cls.model_validate(dict(mapping))
+        except ValidationError as error:
+            raise SettingsError(_explain(error)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_budget(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        given = data.get("budget") is not None or data.get("ratio") is not None
+        return data if given else {**data, "budget": DEFAULT_BUDGET}
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.budget is not None and self.ratio is not None:
+            raise ValueError(
+                f"headkv settings budget={self.budget} and ratio={self.ratio} exclude each other: "
+                "give one of them"
+            )
+        if self.kernel_size % 2 == 0:
+            raise ValueError(_not_allowed("kernel_size", self.kernel_size))
+        if self.budget and self.budget <= self.window:
+            raise ValueError(_not_allowed("budget", self.budget) + f", and window is {self.window}")
+        return self
+
+
+def _unknown(key: object, known: list[str]) -> str:
+    close = get_close_matches(str(key), known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown headkv setting {shown(key)}: {hint}allowed are {', '.join(known)}"
+
+
+def _not_allowed(key: str, value: object) -> str:
+    allowed = Settings.model_fields[key].description
+    return f"headkv setting {key}={shown(value)} is not allowed: it must be {allowed}"
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    if first["loc"]:
+        return _not_allowed(str(first["loc"][0]), first["input"])
+    return str(first["ctx"]["error"])

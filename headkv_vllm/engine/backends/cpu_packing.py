@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How vLLM's CPU kernels pack keys and values into a block, and how to read them back.
+
+The kernels' writer packs by instruction set. For one block and head, in order of memory:
+"vec" and "vec16" hold keys as ``[head_size, block_size]`` and values as ``[block_size,
+head_size]``; "amx" holds keys as ``[block_size/16, head_size/2, 16, 2]`` (token, channel, token,
+channel) and values as ``[head_size/16, block_size/2, 16, 2]`` (channel, token, channel, token).
+"""
+
+import torch
+
+PACKINGS = ("vec", "vec16", "amx")
+"""The instruction sets that can be read back."""
+
+
+def split_key_value(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The key and value caches that the kernels take, as views.
+
+    kv_cache: [num_blocks, num_kv_heads, block_size, 2 * head_size]. Returns two of
+    [num_blocks, num_kv_heads, block_size, head_size], packed inside each block and head.
+    """
+    num_blocks, num_kv_heads, block_size, _ = kv_cache.shape
+    halves = kv_cache.view(num_blocks, num_kv_heads, 2 * block_size, -1)
+    return halves[:, :, :block_size], halves[:, :, block_size:]
+
+
+def gather_keys(kv_cache: torch.Tensor, blocks: torch.Tensor, isa: str) -> torch.Tensor:
+    """All keys of `blocks` ([n] int64): [num_kv_heads, head_size, n * block_size]."""
+    key_cache, _ = split_key_value(kv_cache)
+    packed = key_cache[blocks]
+    block_size, head_size = packed.shape[-2:]
+    if isa == "amx":
+        tiles = packed.flatten(2).unflatten(2, (block_size // 16, head_size // 2, 16, 2))
+        by_channel = tiles.permute(1, 3, 5, 0, 2, 4)
+        return by_channel.reshape(packed.shape[1], head_size, -1)
+    by_channel = packed.flatten(2).unflatten(2, (head_size, block_size))
+    return by_channel.permute(1, 2, 0, 3).reshape(packed.shape[1], head_size, -1)
+
+
+def gather_entries(
+    kv_cache: torch.Tensor,
+    blocks: torch.Tensor,
+    heads: torch.Tensor,
+    offsets: torch.Tensor,
+    isa: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The key and the value at each (block, head, offset in the block), all [n] int64.
+
+    Returns two of [n, head_size].
+    """
+    key_cache, value_cache = (cache.flatten(2) for cache in split_key_value(kv_cache))
+    block_size, head_size = kv_cache.shape[2], kv_cache.shape[3] // 2
+    if isa == "amx":
+        keys = key_cache.unflatten(2, (block_size // 16, head_size // 2, 16, 2))
+        values = value_cache.unflatten(2, (head_size // 16, block_size // 2, 16, 2))
+        key = keys[blocks, heads, offsets // 16, :, offsets % 16]
+        value = values[blocks, heads, :, offsets // 2, :, offsets % 2]
+        return key.flatten(1), value.flatten(1)
+    keys = key_cache.unflatten(2, (head_size, block_size))
+    values = value_cache.unflatten(2, (block_size, head_size))
+    return keys[blocks, heads, :, offsets], values[blocks, heads, offsets]

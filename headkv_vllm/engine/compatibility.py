@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the backend cannot serve, refused at start-up by the name of the flag or feature."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from headkv_vllm.config import Settings
+from headkv_vllm.errors import UnsupportedError, shown
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+BLOCK_SIZE_MULTIPLE = 16
+OUR_SCHEDULERS = "headkv_vllm.engine.scheduler."
+ALIBI_ARCHITECTURES = frozenset(
+    {"BloomForCausalLM", "MPTForCausalLM", "MptForCausalLM", "BaiChuanForCausalLM"}
+)
+
+
+class Rule(NamedTuple):
+    """found: the offending value, or None when there is none. reason: what to do about it."""
+
+    feature: str
+    found: Callable[["VllmConfig"], object]
+    reason: str
+
+
+def check_supported(vllm_config: "VllmConfig", settings: Settings) -> None:
+    """Raises UnsupportedError for the first rule that `vllm_config` breaks."""
+    for rule in RULES:
+        found = rule.found(vllm_config)
+        if found is not None:
+            raise UnsupportedError(
+                f"--attention-backend headkv does not support {rule.feature} "
+                f"({shown(found)}): {rule.reason}"
+            )
+    _check_chunks(vllm_config, settings)
+
+
+def _check_chunks(vllm_config: "VllmConfig", settings: Settings) -> None:
+    """A step must have room for the whole window: see `engine.scheduler`."""
+    scheduler_config = vllm_config.scheduler_config
+    for flag in ("max_num_batched_tokens", "long_prefill_token_threshold"):
+        value = getattr(scheduler_config, flag)
+        if 0 < value < settings.window:
+            raise UnsupportedError(
+                f"--{flag.replace('_', '-')} {value} is smaller than the headkv setting "
+                f"window={settings.window}: it must be at least that"
+            )
+
+
+def _hf(vllm_config: "VllmConfig", name: str) -> Any:
+    return getattr(vllm_config.model_config.hf_text_config, name, None)
+
+
+def _layer_types(vllm_config: "VllmConfig") -> object:
+    others = set(_hf(vllm_config, "layer_types") or ()) - {"full_attention"}
+    return sorted(others) or None
+
+
+def _sliding_window(vllm_config: "VllmConfig") -> object:
+    return vllm_config.model_config.get_sliding_window()
+
+
+def _alibi(vllm_config: "VllmConfig") -> object:
+    architecture = vllm_config.model_config.architecture
+    uses_alibi = _hf(vllm_config, "alibi") is True or architecture in ALIBI_ARCHITECTURES
+    return architecture if uses_alibi else None
+
+
+def _quantised_cache(vllm_config: "VllmConfig") -> object:
+    cache_dtype = vllm_config.cache_config.cache_dtype
+    model_dtype = str(vllm_config.model_config.dtype).removeprefix("torch.")
+    return None if cache_dtype in ("auto", model_dtype) else cache_dtype
+
+
+def _speculation(vllm_config: "VllmConfig") -> object:
+    speculative_config = vllm_config.speculative_config
+    method = speculative_config.method if speculative_config is not None else None
+    return None if method in (None, "ngram") else method
+
+
+def _scheduler(vllm_config: "VllmConfig") -> object:
+    scheduler_cls = vllm_config.scheduler_config.scheduler_cls
+    is_ours = isinstance(scheduler_cls, str) and scheduler_cls.startswith(OUR_SCHEDULERS)
+    return None if scheduler_cls is None or is_ours else scheduler_cls
+
+
+def _block_size(vllm_config: "VllmConfig") -> object:
+    block_size = vllm_config.cache_config.block_size
+    return block_size if block_size % BLOCK_SIZE_MULTIPLE else None
+
+
+def _above_one(name: str) -> Callable[["VllmConfig"], object]:
+    def found(vllm_config: "VllmConfig") -> object:
+        size = getattr(vllm_config.parallel_config, name)
+        return size if size > 1 else None
+
+    return found
+
+
+def _if(condition: Callable[["VllmConfig"], object]) -> Callable[["VllmConfig"], object]:
+    def found(vllm_config: "VllmConfig") -> object:
+        return vllm_config.model_config.architecture if condition(vllm_config) else None
+
+    return found
+
+
+_FULL_ATTENTION = "only decoders whose layers all use full attention can be compressed"
+_ANOTHER_BACKEND = "serve this model with another backend"
+
+RULES = (
+    Rule(
+        "encoder-decoder models",
+        _if(lambda config: config.model_config.is_encoder_decoder),
+        _FULL_ATTENTION,
+    ),
+    Rule(
+        "pooling models",
+        _if(lambda config: config.model_config.runner_type == "pooling"),
+        "they generate nothing that a smaller cache would serve",
+    ),
+    Rule("MLA", _if(lambda config: config.model_config.use_mla), _ANOTHER_BACKEND),
+    Rule(
+        "hybrid models",
+        _if(lambda config: config.model_config.is_hybrid or config.model_config.is_attention_free),
+        _FULL_ATTENTION,
+    ),
+    Rule("layers of other types than full_attention", _layer_types, _FULL_ATTENTION),
+    Rule("sliding-window attention", _sliding_window, _FULL_ATTENTION),
+    Rule(
+        "chunked local attention",
+        lambda config: _hf(config, "attention_chunk_size"),
+        _FULL_ATTENTION,
+    ),
+    Rule("ALiBi", _alibi, _ANOTHER_BACKEND),
+    Rule(
+        "prefix language models",
+        _if(lambda config: config.model_config.is_mm_prefix_lm),
+        _FULL_ATTENTION,
+    ),
+    Rule("--kv-cache-dtype", _quantised_cache, "leave it at auto"),
+    Rule(
+        "KV connectors (--kv-transfer-config)",
+        lambda config: config.kv_transfer_config,
+        "leave the flag out",
+    ),
+    Rule(
+        "--decode-context-parallel-size",
+        _above_one("decode_context_parallel_size"),
+        "leave it at 1",
+    ),
+    Rule(
+        "--prefill-context-parallel-size",
+        _above_one("prefill_context_parallel_size"),
+        "leave it at 1",
+    ),
+    Rule("speculative decoding by other methods than ngram", _speculation, "use ngram, or none"),
+    Rule(
+        "attention_config.backend_per_kind",
+        lambda config: config.attention_config.backend_per_kind or None,
+        "all layers must use one backend",
+    ),
+    Rule("--scheduler-cls", _scheduler, "the backend brings its own scheduler"),
+    Rule("--block-size", _block_size, f"it must be a multiple of {BLOCK_SIZE_MULTIPLE}"),
+)

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's view of our KV cache: the spec of a layer, and the manager of the requests' blocks.
+
+The manager lives in the scheduler's process. It knows how many blocks a request holds, and
+nothing of heads: what the blocks hold is the workers' business.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vllm.config import VllmConfig
+from vllm.utils.math_utils import cdiv
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.request import Request
+
+from headkv_vllm.block_row import HEADER_SIZE, num_row_entries
+from headkv_vllm.budgets.request import RequestBudget, request_budget
+from headkv_vllm.engine.settings import read_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadKVSpec(FullAttentionSpec):
+    """Full attention whose requests hold a header and compressed blocks besides their tokens."""
+
+    def max_num_blocks_per_req(self, vllm_config: VllmConfig, max_len: int) -> int:
+        """Width of a block-table row: see `headkv_vllm.block_row`."""
+        num_compressed_blocks = self._max_compressed_blocks(vllm_config, max_len)
+        return num_row_entries(num_compressed_blocks, cdiv(max_len, self.block_size))
+
+    def max_memory_usage_bytes(self, vllm_config: VllmConfig) -> int:
+        """Bytes of one layer for one request: its whole prompt and the compressed blocks.
+
+        Both are held from admission until the prompt is complete.
+        """
+        max_model_len = vllm_config.model_config.max_model_len
+        num_compressed_blocks = self._max_compressed_blocks(vllm_config, max_model_len)
+        num_blocks = cdiv(max_model_len, self.block_size) + num_compressed_blocks
+        return num_blocks * self.page_size_bytes
+
+    def _max_compressed_blocks(self, vllm_config: VllmConfig, max_len: int) -> int:
+        # K grows with the prompt's length, but a request with F <= K has no compressed blocks,
+        # so the longest prompt alone does not tell.
+        settings = read_settings(vllm_config)
+        lengths = range(0, max_len + self.block_size, self.block_size)
+        budgets = (request_budget(settings, length, self.block_size) for length in lengths)
+        return max(budget.num_compressed_blocks for budget in budgets)
+
+
+class HeadKVManager(FullAttentionManager):
+    """Holds each request's blocks as its row, `headkv_vllm.block_row`.
+
+    A row's header entries are null blocks that carry a number in place of a block's: vLLM sends
+    them to the workers as it sends any block's number, and its pool neither frees, hashes nor
+    counts a null block.
+
+    The scheduler announces each request's budget before it asks for blocks, and withdraws it when
+    the request has ended. A preempted request keeps its budget and loses its row.
+    """
+
+    # The prompt's blocks are shared whole or not at all.
+    supports_fine_grained_hash_lookup = False
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.budgets: dict[str, RequestBudget] = {}
+
+    def announce(self, request_id: str, budget: RequestBudget) -> None:
+        """Called once, before the first allocation."""
+        self.budgets[request_id] = budget
+
+    def withdraw(self, request_id: str) -> None:
+        """Called when the request has ended and its blocks are free."""
+        self.budgets.pop(request_id, None)
+
+    def get_num_blocks_to_allocate(
+        self,
+        request_id: str,
+        num_tokens: int,
+        new_computed_blocks: Sequence[KVCacheBlock],
+        *args: object,
+        **kwargs: object,
+    ) -> int:
+        """Blocks that leave the pool's free list when `num_tokens` tokens get room."""
+        row = self.req_to_blocks.get(request_id)
+        num_held = len(row) if row else HEADER_SIZE + len(new_computed_blocks)
+        num_missing = max(0, self._row_length(request_id, num_tokens) - num_held)
+        return num_missing + self._get_num_evictable_blocks(new_computed_blocks)
+
+    def allocate_new_blocks(
+        self, request_id: str, num_tokens: int, num_tokens_main_model: int
+    ) -> list[KVCacheBlock]:
+        """Extend the row for `num_tokens` tokens; returns what was added to it.
+
+        At the first call the row may hold prefix hits only: the header and the compressed blocks
+        then go in front of them.
+        """
+        row = self.req_to_blocks[request_id]
+        head = [] if self._has_header(request_id) else self._new_header(request_id)
+        row[:0] = head
+        num_missing = max(0, self._row_length(request_id, num_tokens) - len(row))
+        new_blocks = self._take_blocks(num_missing)
+        row.extend(new_blocks)
+        return head + new_blocks
+
+    def cache_blocks(
+        self,
+        request: Request,
+        num_tokens: int,
+        retention_interval: int | None = None,
+        *,
+        replay_boundaries: Sequence[int],
+    ) -> None:
+        """Hash the full blocks of the first `num_tokens` tokens, so that others can hit them.
+
+        Of a compressed request only the prompt blocks before the window are hashed: what
+        follows was computed from the compressed cache, and is not what its tokens say.
+        """
+        request_id = request.request_id
+        num_full_blocks = num_tokens // self.block_size
+        budget = self.budgets[request_id]
+        if budget.compressed:
+            num_full_blocks = min(num_full_blocks, budget.num_full_blocks)
+        num_cached_blocks = self.num_cached_block.get(request_id, 0)
+        if num_full_blocks <= num_cached_blocks:
+            return
+        self.block_pool.cache_full_blocks(
+            request=request,
+            blocks=self.req_to_blocks[request_id][self._num_leading_entries(request_id) :],
+            num_cached_blocks=num_cached_blocks,
+            num_full_blocks=num_full_blocks,
+            block_size=self.block_size,
+            kv_cache_group_id=self.kv_cache_group_id,
+        )
+        self.num_cached_block[request_id] = num_full_blocks
+
+    def remove_skipped_blocks(
+        self,
+        request_id: str,
+        processed_computed_tokens: int,
+        num_prompt_tokens: int | None = None,
+    ) -> None:
+        """Give the full prompt blocks of a compressed request back once its prompt is processed.
+
+        "Processed" counts finished steps only, so that no step in flight still reads them. They
+        keep their hashes, and serve prefix hits until the pool needs them.
+        """
+        budget = self.budgets.get(request_id)
+        if budget is None or not budget.compressed:
+            return
+        if processed_computed_tokens >= budget.num_prompt_tokens:
+            first = self._num_leading_entries(request_id)
+            self._remove_blocks_in_range(request_id, first, first + budget.num_full_blocks)
+
+    def check_integrity(self) -> None:
+        """Rows agree with their budgets; compressed blocks are private and never hashed."""
+        owners: dict[int, str] = {}
+        for request_id, row in self.req_to_blocks.items():
+            if not row:
+                continue
+            budget = self.budgets[request_id]
+            num_leading = self._num_leading_entries(request_id)
+            assert self._has_header(request_id)
+            header = [entry.block_id for entry in row[:HEADER_SIZE]]
+            assert header == [budget.num_prompt_tokens, budget.num_compressed_blocks]
+            for block in row[HEADER_SIZE:num_leading]:
+                assert block.ref_cnt == 1 and block.block_hash is None and not block.is_null
+                assert owners.setdefault(block.block_id, request_id) == request_id
+            num_private = budget.num_full_blocks if budget.compressed else len(row)
+            for block in row[num_leading + num_private :]:
+                assert block.ref_cnt == 1 and block.block_hash is None and not block.is_null
+
+    def _num_leading_entries(self, request_id: str) -> int:
+        return num_row_entries(self.budgets[request_id].num_compressed_blocks, 0)
+
+    def _row_length(self, request_id: str, num_tokens: int) -> int:
+        return self._num_leading_entries(request_id) + cdiv(num_tokens, self.block_size)
+
+    def _has_header(self, request_id: str) -> bool:
+        # The pool's own null block stands for freed blocks, but never in a row's first place.
+        row = self.req_to_blocks[request_id]
+        return bool(row) and row[0].is_null
+
+    def _new_header(self, request_id: str) -> list[KVCacheBlock]:
+        budget = self.budgets[request_id]
+        values = (budget.num_prompt_tokens, budget.num_compressed_blocks)
+        header = [KVCacheBlock(block_id=value, is_null=True) for value in values]
+        return header + self._take_blocks(budget.num_compressed_blocks)
+
+    def _take_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
+        if num_blocks == 0:
+            return []
+        blocks: list[KVCacheBlock] = self.block_pool.get_new_blocks(num_blocks)
+        if self._record_new_block_ids:
+            self.new_block_ids.extend(block.block_id for block in blocks)
+        return blocks

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's CPU platform, which honours `--attention-backend headkv`. Otherwise it changes nothing."""
+
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from vllm.platforms.cpu import CpuPlatform
+
+from headkv_vllm.engine.plugin import BACKEND_NAME, BACKEND_PATH
+from headkv_vllm.errors import HeadKVError
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+DEFAULT_BLOCK_SIZE = 32
+"""Small blocks give the heads finer budgets; the CPU kernels want multiples of 32."""
+
+
+class HeadKVCpuPlatform(CpuPlatform):
+    """Stock vLLM's CPU platform with our backend, KV-cache spec and scheduler when asked for."""
+
+    @classmethod
+    def get_attn_backend_cls(
+        cls, selected_backend: Any, attn_selector_config: Any, num_heads: int | None = None
+    ) -> str:
+        """Stock vLLM takes no backend but its own on CPU, and ignores the flag."""
+        if getattr(selected_backend, "name", None) == BACKEND_NAME:
+            return BACKEND_PATH
+        return super().get_attn_backend_cls(selected_backend, attn_selector_config, num_heads)
+
+    @classmethod
+    def register_custom_kv_cache_specs(cls, vllm_config: "VllmConfig") -> None:
+        """Tell vLLM which manager serves our spec. It calls this after its own are known."""
+        from vllm.v1.kv_cache_interface import FullAttentionSpec
+        from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+
+        from headkv_vllm.engine.kv_cache import HeadKVManager, HeadKVSpec
+
+        super().register_custom_kv_cache_specs(vllm_config)
+        KVCacheSpecRegistry.register(
+            HeadKVSpec, HeadKVManager, uniform_type_base_spec=FullAttentionSpec
+        )
+
+    @classmethod
+    def check_and_update_config(cls, vllm_config: "VllmConfig") -> None:
+        """Check the settings and the model, and set what our backend needs.
+
+        Raises HeadKVError: one line that says what cannot be served.
+        """
+        super().check_and_update_config(vllm_config)
+        if not is_selected(vllm_config):
+            return
+        try:
+            _prepare(vllm_config)
+        except HeadKVError:
+            _report_in_one_line()
+            raise
+
+
+def is_selected(vllm_config: "VllmConfig") -> bool:
+    """Whether the user asked for our backend."""
+    return getattr(vllm_config.attention_config.backend, "name", None) == BACKEND_NAME
+
+
+def _prepare(vllm_config: "VllmConfig") -> None:
+    from headkv_vllm.engine.compatibility import check_supported
+    from headkv_vllm.engine.settings import read_settings, resolve_scores
+
+    if vllm_config.model_config is None:
+        return
+    cache_config, scheduler_config = vllm_config.cache_config, vllm_config.scheduler_config
+    settings = read_settings(vllm_config)
+    if not cache_config.user_specified_block_size:
+        cache_config.block_size = DEFAULT_BLOCK_SIZE
+    check_supported(vllm_config, settings)
+    resolve_scores(vllm_config)
+    name = "HeadKVAsyncScheduler" if scheduler_config.async_scheduling else "HeadKVScheduler"
+    scheduler_config.scheduler_cls = f"headkv_vllm.engine.scheduler.{name}"
+
+
+def _report_in_one_line() -> None:
+    """Let an error of ours that ends the process say its one line, and no traceback.
+
+    Installed only when such an error is on its way; a program that catches it loses nothing.
+    """
+    show_others = sys.excepthook
+
+    def show(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, HeadKVError):
+            print(f"headkv: error: {error}", file=sys.stderr)
+        else:
+            show_others(kind, error, traceback)
+
+    sys.excepthook = show

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What vLLM calls through our entry points. Nothing here imports vLLM before it is called."""
+
+from typing import Any
+
+BACKEND_NAME = "HEADKV"
+BACKEND_PATH = "headkv_vllm.engine.backends.cpu.HeadKVCpuBackend"
+PLATFORM_PATH = "headkv_vllm.engine.platform.HeadKVCpuPlatform"
+
+
+def register() -> None:
+    """`vllm.general_plugins`: make `--attention-backend headkv` a name that vLLM knows.
+
+    vLLM calls this in every process, and may do so more than once.
+    """
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    if BACKEND_NAME in AttentionBackendEnum.__members__:
+        return
+    register_backend(BACKEND_NAME, BACKEND_PATH)
+    # A member that was added at run time pickles by value, and a spawned engine process unpickles
+    # its configuration before it loads plugins, when that value is not known yet. Our function in
+    # its place imports this package and registers first. It can go when vLLM loads general
+    # plugins before it unpickles its configuration.
+    AttentionBackendEnum[BACKEND_NAME].__reduce_ex__ = _reduce_backend
+
+
+def platform() -> str | None:
+    """`vllm.platform_plugins`: our platform's path where vLLM runs on its CPU build, else None."""
+    from vllm.platforms import builtin_platform_plugins
+
+    is_plain_cpu = builtin_platform_plugins["cpu"]() == "vllm.platforms.cpu.CpuPlatform"
+    return PLATFORM_PATH if is_plain_cpu else None
+
+
+def restore_backend() -> Any:
+    """The registered backend member: what its pickle calls in a new process."""
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    register()
+    return AttentionBackendEnum[BACKEND_NAME]
+
+
+def _reduce_backend(protocol: int) -> tuple[Any, ...]:
+    return restore_backend, ()

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's schedulers, which tell the KV-cache manager each request's budget."""
+
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
+
+from headkv_vllm.budgets.request import RequestBudget, request_budget
+from headkv_vllm.engine.kv_cache import HeadKVManager
+from headkv_vllm.engine.settings import read_settings
+
+
+class _HeadKVMixin:
+    """The same additions to either of vLLM's schedulers."""
+
+    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
+        self._settings = read_settings(vllm_config)
+        (manager,) = self.kv_cache_manager.coordinator.single_type_managers  # type: ignore[attr-defined]
+        self._manager: HeadKVManager = manager
+
+    def add_request(self, request: Request) -> None:
+        """Announce the request's budget, then let vLLM queue it."""
+        if request.request_id not in self._manager.budgets:
+            budget = self._budget(request)
+            self._manager.announce(request.request_id, budget)
+            if budget.compressed:
+                _end_hashes(request, budget.num_full_blocks)
+        super().add_request(request)  # type: ignore[misc]
+
+    def _budget(self, request: Request) -> RequestBudget:
+        num_prompt_tokens = request.num_prompt_tokens
+        # The prompt of a resumable (streaming input) request grows, so it has no fixed length
+        # to compress.
+        settings = (
+            self._settings.model_copy(update={"budget": 0, "ratio": None})
+            if request.resumable
+            else self._settings
+        )
+        return request_budget(settings, num_prompt_tokens, self._manager.block_size)
+
+    def _reserve_prefill_lookahead(
+        self, request: Request, num_computed_tokens: int, num_new_tokens: int
+    ) -> int:
+        """Never end a chunk inside the window of a request that is to be compressed.
+
+        The step that completes the prompt needs the queries of all its last `window` tokens. A
+        chunk that would end among them ends before the first of them instead, so that no worker
+        has to keep queries from one step to the next. vLLM has this hook for drafters that look
+        ahead of a chunk's end; we keep its own rule and add ours.
+        """
+        num_new_tokens = super()._reserve_prefill_lookahead(  # type: ignore[misc]
+            request, num_computed_tokens, num_new_tokens
+        )
+        budget = self._manager.budgets[request.request_id]
+        end = num_computed_tokens + num_new_tokens
+        window_start = budget.num_prompt_tokens - self._settings.window
+        if budget.compressed and window_start < end < budget.num_prompt_tokens:
+            num_new_tokens = max(0, window_start - num_computed_tokens)
+        return num_new_tokens
+
+    def _free_blocks(self, request: Request) -> None:
+        super()._free_blocks(request)  # type: ignore[misc]
+        self._manager.withdraw(request.request_id)
+
+    def check_integrity(self) -> None:
+        """The manager's rows are whole, and no budget outlives its request."""
+        self._manager.check_integrity()
+        assert self._manager.budgets.keys() == self.requests.keys()  # type: ignore[attr-defined]
+
+
+class HeadKVScheduler(_HeadKVMixin, Scheduler):
+    """vLLM's scheduler with per-request budgets."""
+
+
+class HeadKVAsyncScheduler(_HeadKVMixin, AsyncScheduler):
+    """vLLM's asynchronous scheduler with per-request budgets."""
+
+
+def _end_hashes(request: Request, num_blocks: int) -> None:
+    """Let the request hit and offer `num_blocks` blocks of the prefix cache, and no more.
+
+    A hit beyond them would leave the window's queries uncomputed, or put tokens that were
+    computed from a full cache behind a compressed prompt (a longer prompt may have cached what
+    a preempted request has generated). vLLM looks up and caches no further than a request's list
+    of hashes goes, so the list ends there and grows no more.
+    """
+    del request.block_hashes[num_blocks:]
+    request._block_hasher = None

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The head scores that a model is served with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from headkv_vllm.config import Settings
+from headkv_vllm.scores.file import check_fits, read_score_file
+from headkv_vllm.scores.folding import fold_query_heads
+from headkv_vllm.scores.identity import ModelIdentity
+from headkv_vllm.scores.library import find_bundled
+
+
+@dataclass(frozen=True, eq=False)
+class HeadScores:
+    """One score per KV head, and where it comes from.
+
+    values: [num_layers, num_kv_heads] of the whole model, read-only, not negative; only their
+        ratios matter.
+    source: one line for people. path: the score file, if one was used.
+    uniform: every head has the same score.
+    warning: one line that the caller logs, when the scores may not be what the user wants.
+    """
+
+    values: npt.NDArray[np.float64]
+    source: str
+    path: Path | None = None
+    uniform: bool = False
+    warning: str | None = None
+
+    def __post_init__(self) -> None:
+        self.values.flags.writeable = False
+
+
+def resolve(settings: Settings, identity: ModelIdentity) -> HeadScores:
+    """The scores that `settings.scores` asks for, folded to the KV heads of `identity`.
+
+    "auto" is the bundled file for this model, or uniform scores and a warning without one.
+    Raises ScoreFileError when the file cannot be used or is for another model.
+    """
+    if settings.scores == "uniform":
+        return uniform_scores(identity, "uniform, as set")
+    if settings.scores != "auto":
+        return load(Path(settings.scores).expanduser(), settings, identity)
+    if settings.policy == "uniform":
+        return uniform_scores(identity, "uniform: policy 'uniform' needs none")
+    bundled = find_bundled(identity)
+    if bundled is not None:
+        return load(bundled, settings, identity)
+    return uniform_scores(identity, "uniform: none bundled for this model", _none_for(identity))
+
+
+def load(path: Path, settings: Settings, identity: ModelIdentity) -> HeadScores:
+    """The scores in the file at `path`. Raises ScoreFileError, see `resolve`."""
+    file = read_score_file(path)
+    check_fits(file, identity, path)
+    # Scaled first, so that no fold of finite scores overflows.
+    scaled = file.values / file.values.max()
+    values = fold_query_heads(scaled, identity.num_kv_heads, settings.gqa_fold)
+    source = f"{file.method} scores of {file.model.name}, {path}"
+    return HeadScores(values, source, path, uniform=bool((values == values[0, 0]).all()))
+
+
+def uniform_scores(identity: ModelIdentity, source: str, warning: str | None = None) -> HeadScores:
+    """The same score for every KV head of `identity`."""
+    values = np.ones((identity.num_layers, identity.num_kv_heads))
+    return HeadScores(values, source, uniform=True, warning=warning)
+
+
+def _none_for(identity: ModelIdentity) -> str:
+    return (
+        f"no head scores are bundled for this {identity.architecture} with "
+        f"{identity.num_layers} layers (fingerprint {identity.fingerprint[:12]}), so all heads get "
+        'the same budget: give scores with --additional-config \'{"headkv": {"scores": '
+        '"FILE.json"}}\'; scores/README.md describes the format'
+    )

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The score files that come with this package."""
+
+import logging
+from pathlib import Path
+
+from headkv_vllm.errors import ScoreFileError
+from headkv_vllm.resources import scores_dir
+from headkv_vllm.scores.file import read_score_file
+from headkv_vllm.scores.identity import ModelIdentity
+
+logger = logging.getLogger(__name__)
+
+
+def find_bundled(identity: ModelIdentity, folder: Path | None = None) -> Path | None:
+    """The first score file, by name, with the fingerprint of `identity`; None without one.
+
+    Searches `folder`, by default the bundled score files. A file that cannot be used is passed
+    over with a warning: it must not keep other models from starting.
+    """
+    for path in sorted((folder or scores_dir()).glob("*.json")):
+        try:
+            made_for = read_score_file(path).model.identity
+        except ScoreFileError as error:
+            logger.warning("passed over: %s", error)
+            continue
+        if made_for.fingerprint == identity.fingerprint:
+            return path
+    return None

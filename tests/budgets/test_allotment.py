@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from headkv_vllm.budgets.allotment import Bounds, allot_head_blocks, deal_out
+from headkv_vllm.budgets.allotment_plain import deal_out_plain
+from headkv_vllm.budgets.request import RequestBudget
+from headkv_vllm.config import Settings
+
+# Few distinct values, many ties and zeros; or anything, over many orders of magnitude.
+SHARE = st.sampled_from([0.0, 1.0, 2.0, 3.0]) | st.floats(0, 1e9) | st.floats(1e-30, 1e-6)
+
+
+@st.composite
+def share_arrays(draw):
+    shape = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    return draw(arrays(np.float64, shape, elements=SHARE).filter(np.any))
+
+
+@st.composite
+def block_counts(draw):
+    """fewest <= K < most."""
+    fewest = draw(st.integers(1, 5))
+    num_blocks = fewest + draw(st.integers(0, 20))
+    return fewest, num_blocks, num_blocks + draw(st.integers(1, 60))
+
+
+@hypothesis_settings(deadline=None)
+@given(shares=share_arrays(), counts=block_counts())
+def test_dealing_equals_its_plain_twin(shares, counts):
+    fewest, num_blocks, most = counts
+    dealt = deal_out(shares, num_blocks, Bounds(fewest, most))
+    plain = deal_out_plain(shares, num_blocks, Bounds(fewest, most))
+    assert dealt.dtype == plain.dtype == np.int32
+    np.testing.assert_array_equal(dealt, plain)
+
+
+@hypothesis_settings(deadline=None)
+@given(
+    scores=share_arrays(),
+    counts=block_counts(),
+    beta=st.floats(1.001, 50),
+    policy=st.sampled_from(["headkv", "uniform"]),
+)
+def test_every_block_is_dealt_out_within_the_bounds(scores, counts, beta, policy):
+    fewest, num_blocks, most = counts
+    settings = Settings(beta=beta, min_blocks=fewest, policy=policy)
+    dealt = allot_head_blocks(scores, RequestBudget(0, num_blocks, most), settings)
+    assert dealt.shape == scores.shape
+    assert dealt.sum() == num_blocks * scores.size
+    assert fewest <= dealt.min()
+    assert dealt.max() <= most
+
+
+@hypothesis_settings(deadline=None)
+@given(scores=share_arrays(), counts=block_counts())
+def test_a_higher_score_gets_no_less_but_for_rounding(scores, counts):
+    fewest, num_blocks, most = counts
+    settings = Settings(min_blocks=fewest)
+    dealt = allot_head_blocks(scores, RequestBudget(0, num_blocks, most), settings)
+    by_score = dealt.ravel()[np.argsort(scores, axis=None, kind="stable")].astype(int)
+    assert (by_score[1:] - np.maximum.accumulate(by_score)[:-1] >= -1).all()
+
+
+@hypothesis_settings(deadline=None)
+@given(
+    weights=arrays(np.int64, (3, 4), elements=st.integers(1, 50)),
+    counts=block_counts(),
+)
+def test_unequal_weights_keep_their_order_and_equal_ones_go_by_index(weights, counts):
+    fewest, num_blocks, most = counts
+    dealt = deal_out(weights.astype(float), num_blocks, Bounds(fewest, most))
+    order = np.argsort(-weights, axis=None, kind="stable")
+    assert (np.diff(dealt.ravel()[order]) <= 0).all()
+
+
+def test_shares_that_need_no_rounding_are_kept():
+    shares = np.array([[10.0, 4.0], [8.0, 2.0]])
+    assert deal_out(shares, 6, Bounds(1, 100)).tolist() == [[10, 4], [8, 2]]
+
+
+def test_the_largest_remainders_get_what_rounding_leaves():
+    shares = np.array([[2.5, 1.1, 1.9, 2.5]])
+    assert deal_out(shares, 2, Bounds(1, 100)).tolist() == [[3, 1, 2, 2]]
+
+
+def test_what_a_capped_head_cannot_use_goes_to_the_others_by_share():
+    # The first head is capped at 10; the other 30 blocks are shared 3:2:1.
+    assert deal_out(np.array([[94.0, 3.0, 2.0, 1.0]]), 10, Bounds(1, 16)).tolist() == [
+        [16, 12, 8, 4]
+    ]
+
+
+def test_what_lifts_a_head_to_the_minimum_comes_from_the_others_by_share():
+    assert deal_out(np.array([[0.1, 8.0, 4.0, 0.0]]), 5, Bounds(1, 16)).tolist() == [[1, 12, 6, 1]]
+
+
+def test_heads_without_a_share_take_what_all_others_are_full_for():
+    assert deal_out(np.array([[1.0, 0.0, 0.0]]), 3, Bounds(1, 5)).tolist() == [[5, 2, 2]]
+
+
+def test_uniform_scores_give_every_head_k_blocks():
+    dealt = allot_head_blocks(np.full((80, 8), 0.3), RequestBudget(0, 7, 62), Settings())
+    assert (dealt == 7).all()
+
+
+def test_a_tensor_parallel_rank_deals_out_its_own_blocks():
+    scores = np.random.default_rng(0).random((4, 8)) ** 8
+    for rank in range(2):
+        own = scores[:, rank * 4 : rank * 4 + 4]
+        dealt = allot_head_blocks(own, RequestBudget(0, 7, 62), Settings())
+        assert dealt.shape == (4, 4)
+        assert dealt.sum() == 7 * 16
+
+
+@pytest.mark.parametrize("shape", [(32, 8), (80, 8), (64, 64)])
+@pytest.mark.parametrize("power", [1, 8, 100])
+def test_large_models_are_dealt_out_exactly(shape, power):
+    scores = np.random.default_rng(0).random(shape) ** power
+    dealt = allot_head_blocks(scores, RequestBudget(0, 8191, 65535), Settings(min_blocks=2))
+    assert dealt.sum(dtype=np.int64) == 8191 * scores.size
+    assert dealt.min() >= 2
+    assert dealt.max() <= 65535
+
+
+@pytest.mark.parametrize("counts", [(0, 2, 4), (3, 2, 4), (1, 4, 4)])
+def test_blocks_that_cannot_be_dealt_out_are_a_callers_mistake(counts):
+    fewest, num_blocks, most = counts
+    with pytest.raises(AssertionError):
+        deal_out(np.ones((1, 2)), num_blocks, Bounds(fewest, most))
