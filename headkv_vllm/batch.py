@@ -241,7 +241,7 @@ class BatchPlanner:
         dealt = compressed_blocks[:, None] * heads_per_block + torch.arange(heads_per_block)
         slots = dealt.view(-1, 1) * self._block_size + torch.arange(self._block_size)
         per_layer = (num_head_blocks.sum(1) * self._block_size).tolist()
-        return slots.flatten().split(per_layer)
+        return torch.split(slots.flatten(), per_layer)
 
     def _budgets(self, rows: torch.Tensor) -> list[RequestBudget]:
         return [

@@ -152,7 +152,8 @@ def head_block_tables(
     within = torch.where(is_kept, head_block % heads_per_block, own)
     blocks = block_table.gather(1, column.flatten(1)).view_as(column)
     tables = torch.where(index < lengths, blocks * heads_per_block + within, 0).int()
-    return tables.unflatten(1, (num_layers, num_kv_heads)).transpose(0, 1).flatten(1, 2)
+    by_layer = tables.view(num_reqs, num_layers, num_kv_heads, -1).transpose(0, 1)
+    return by_layer.flatten(1, 2)
 
 
 def head_block_tables_plain(

@@ -43,6 +43,19 @@ def request_budget(settings: Settings, num_prompt_tokens: int, block_size: int) 
     return RequestBudget(num_prompt_tokens, num_compressed_blocks, num_full_blocks)
 
 
+def max_compressed_blocks(settings: Settings, max_num_prompt_tokens: int, block_size: int) -> int:
+    """The most compressed blocks (K) of any prompt of at most `max_num_prompt_tokens`.
+
+    K grows with the prompt's length and stays below F; both bounds are those of the longest.
+    """
+    if settings.budget == 0:
+        return 0
+    tokens = _budget_tokens(settings, max_num_prompt_tokens)
+    wanted = max(settings.min_blocks, (tokens - settings.window) // block_size)
+    num_full_blocks = (max_num_prompt_tokens - settings.window) // block_size
+    return max(0, min(wanted, num_full_blocks - 1))
+
+
 def _budget_tokens(settings: Settings, num_prompt_tokens: int) -> int:
     if settings.ratio is not None:
         return floor(settings.ratio * num_prompt_tokens)

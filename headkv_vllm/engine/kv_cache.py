@@ -16,7 +16,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.request import Request
 
 from headkv_vllm.block_row import HEADER_SIZE, num_row_entries
-from headkv_vllm.budgets.request import RequestBudget, request_budget
+from headkv_vllm.budgets.request import RequestBudget, max_compressed_blocks
 from headkv_vllm.engine.settings import read_settings
 
 
@@ -26,7 +26,8 @@ class HeadKVSpec(FullAttentionSpec):
 
     def max_num_blocks_per_req(self, vllm_config: VllmConfig, max_len: int) -> int:
         """Width of a block-table row: see `headkv_vllm.block_row`."""
-        num_compressed_blocks = self._max_compressed_blocks(vllm_config, max_len)
+        settings = read_settings(vllm_config)
+        num_compressed_blocks = max_compressed_blocks(settings, max_len, self.block_size)
         return num_row_entries(num_compressed_blocks, cdiv(max_len, self.block_size))
 
     def max_memory_usage_bytes(self, vllm_config: VllmConfig) -> int:
@@ -35,17 +36,10 @@ class HeadKVSpec(FullAttentionSpec):
         Both are held from admission until the prompt is complete.
         """
         max_model_len = vllm_config.model_config.max_model_len
-        num_compressed_blocks = self._max_compressed_blocks(vllm_config, max_model_len)
+        settings = read_settings(vllm_config)
+        num_compressed_blocks = max_compressed_blocks(settings, max_model_len, self.block_size)
         num_blocks = cdiv(max_model_len, self.block_size) + num_compressed_blocks
         return num_blocks * self.page_size_bytes
-
-    def _max_compressed_blocks(self, vllm_config: VllmConfig, max_len: int) -> int:
-        # K grows with the prompt's length, but a request with F <= K has no compressed blocks,
-        # so the longest prompt alone does not tell.
-        settings = read_settings(vllm_config)
-        lengths = range(0, max_len + self.block_size, self.block_size)
-        budgets = (request_budget(settings, length, self.block_size) for length in lengths)
-        return max(budget.num_compressed_blocks for budget in budgets)
 
 
 class HeadKVManager(FullAttentionManager):
