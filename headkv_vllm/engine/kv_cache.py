@@ -17,6 +17,7 @@ from vllm.v1.request import Request
 
 from headkv_vllm.block_row import HEADER_SIZE, num_row_entries
 from headkv_vllm.budgets.request import RequestBudget, max_compressed_blocks
+from headkv_vllm.engine.logger import logger
 from headkv_vllm.engine.settings import read_settings
 
 
@@ -143,9 +144,21 @@ class HeadKVManager(FullAttentionManager):
         budget = self.budgets.get(request_id)
         if budget is None or not budget.compressed:
             return
+        first = self._num_leading_entries(request_id)
+        row = self.req_to_blocks.get(request_id, [])
+        if len(row) <= first or row[first].is_null:  # not begun, or given back already
+            return
         if processed_computed_tokens >= budget.num_prompt_tokens:
-            first = self._num_leading_entries(request_id)
+            num_held = self._num_held(request_id)
             self._remove_blocks_in_range(request_id, first, first + budget.num_full_blocks)
+            logger.debug(
+                "HeadKV: request %s compressed its prompt of %d tokens: it held %d blocks, "
+                "and now holds %d",
+                request_id,
+                budget.num_prompt_tokens,
+                num_held,
+                self._num_held(request_id),
+            )
 
     def check_integrity(self) -> None:
         """Rows agree with their budgets; compressed blocks are private and never hashed."""
@@ -164,6 +177,9 @@ class HeadKVManager(FullAttentionManager):
             num_private = budget.num_full_blocks if budget.compressed else len(row)
             for block in row[num_leading + num_private :]:
                 assert block.ref_cnt == 1 and block.block_hash is None and not block.is_null
+
+    def _num_held(self, request_id: str) -> int:
+        return sum(not block.is_null for block in self.req_to_blocks[request_id])
 
     def _num_leading_entries(self, request_id: str) -> int:
         return num_row_entries(self.budgets[request_id].num_compressed_blocks, 0)

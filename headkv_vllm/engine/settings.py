@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from vllm.config import VllmConfig
-from vllm.logger import init_logger
 
 from headkv_vllm.config import Settings
+from headkv_vllm.engine.logger import logger
 from headkv_vllm.errors import ScoreFileError, SettingsError, shown
 from headkv_vllm.scores.head_scores import HeadScores, resolve, uniform_scores
 from headkv_vllm.scores.identity import ModelIdentity, identify_checkpoint
-
-logger = init_logger(__name__)
 
 SETTINGS_KEY = "headkv"
 SCORES_KEY = "headkv_scores"

@@ -88,6 +88,11 @@ class HeadKVCpuBackend(CPUAttentionBackend):
         return BACKEND_NAME
 
     @classmethod
+    def supports_combination(cls, *args: Any, **kwargs: Any) -> str | None:
+        """Asked by the GPU platforms only, which this backend does not run on."""
+        return "HEADKV runs on vLLM's CPU platform only"
+
+    @classmethod
     def supports_attn_type(cls, attn_type: str) -> bool:
         return attn_type == AttentionType.DECODER
 

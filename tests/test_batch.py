@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headkv_vllm.batch import BatchPlanner, count_tokens, count_tokens_plain
+from headkv_vllm.block_row import BlockRow, head_blocks
+from headkv_vllm.budgets.cache import AllotmentCache
+from headkv_vllm.budgets.request import RequestBudget
+from headkv_vllm.config import Settings
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of some requests: request r computes positions starts[r] .. ends[r] - 1."""
+
+    rows: tuple[BlockRow, ...]
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+    scores: np.ndarray
+    block_size: int
+    window: int
+    padding: int
+
+    @cached_property
+    def block_table(self):
+        width = max(len(row.entries()) for row in self.rows) + self.padding
+        table = [row.entries() + [0] * (width - len(row.entries())) for row in self.rows]
+        return torch.tensor(table, dtype=torch.int32)
+
+    @cached_property
+    def query_lens(self):
+        return torch.tensor([e - s for s, e in zip(self.starts, self.ends, strict=True)])
+
+    @cached_property
+    def seq_lens(self):
+        return torch.tensor(self.ends, dtype=torch.int32)
+
+    @cached_property
+    def query_start_loc(self):
+        return torch.tensor([0, *self.query_lens.cumsum(0).tolist()], dtype=torch.int32)
+
+    @cached_property
+    def tokens(self):
+        """(request, position) of each token of the batch."""
+        ranges = zip(self.starts, self.ends, strict=True)
+        return [(r, position) for r, span in enumerate(ranges) for position in range(*span)]
+
+    def is_by_head(self, request, position):
+        row = self.rows[request]
+        return bool(row.compressed_blocks) and position >= row.num_prompt_tokens
+
+    def budget(self, request):
+        row = self.rows[request]
+        num_full = (row.num_prompt_tokens - self.window) // self.block_size
+        return RequestBudget(row.num_prompt_tokens, len(row.compressed_blocks), num_full)
+
+    def num_head_blocks(self, request):
+        """n [L, H] of a compressed request."""
+        return torch.tensor(self.allotments.allot(self.budget(request)), dtype=torch.int32)
+
+    @cached_property
+    def allotments(self):
+        return AllotmentCache(self.scores, Settings(budget=1024, window=self.window))
+
+    def plan(self):
+        planner = BatchPlanner(
+            self.allotments, *self.scores.shape, self.block_size, self.window
+        )
+        return planner.plan(self.block_table, self.query_start_loc, self.seq_lens)
+
+
+@st.composite
+def steps(draw, kinds=("decode", "prefill", "last", "resumed")):
+    block_size = draw(st.sampled_from([1, 2, 3, 5, 16]))
+    window = draw(st.integers(1, 8))
+    num_layers, num_kv_heads = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    seed = draw(st.integers(0, 2**32 - 1))
+    pool = np.random.default_rng(seed).permutation(range(1, 400)).tolist()
+    rows, starts, ends = [], [], []
+    for _ in range(draw(st.integers(1, 4))):
+        num_full = draw(st.integers(0, 6))
+        num_prompt = window + num_full * block_size + draw(st.integers(0, block_size - 1))
+        num_compressed = draw(st.integers(0, max(0, num_full - 1)))
+        kind = draw(st.sampled_from(kinds))
+        generated = draw(st.integers(1, 2 * block_size))
+        window_start = num_prompt - window
+        start, end = {
+            "decode": (num_prompt + generated - 1, num_prompt + generated),
+            "prefill": (0, draw(st.integers(1, window_start)) if window_start else num_prompt),
+            "last": (draw(st.integers(0, window_start)), num_prompt),
+            "resumed": (draw(st.integers(0, window_start)), num_prompt + generated),
+        }[kind]
+        num_blocks = -(-end // block_size)
+        rows.append(
+            BlockRow(
+                num_prompt,
+                tuple(pool.pop() for _ in range(num_compressed)),
+                tuple(pool.pop() for _ in range(num_blocks)),
+            )
+        )
+        starts.append(start)
+        ends.append(end)
+    scores = np.random.default_rng(seed).random((num_layers, num_kv_heads)) ** 4
+    padding = draw(st.integers(0, 2))
+    return Step(tuple(rows), tuple(starts), tuple(ends), scores, block_size, window, padding)
+
+
+def block_of(step, request, position):
+    return step.rows[request].blocks[position // step.block_size]
+
+
+@settings(deadline=None)
+@given(steps())
+def test_counts_are_those_of_the_plain_twin(step):
+    arguments = (step.block_table, step.query_lens, step.seq_lens.long())
+    counts, expected = count_tokens(*arguments), count_tokens_plain(*arguments)
+    assert torch.equal(counts.whole, expected.whole)
+    assert torch.equal(counts.by_head, expected.by_head)
+
+
+@settings(deadline=None)
+@given(steps())
+def test_each_token_is_written_to_its_own_slot(step):
+    expected = [
+        block_of(step, request, position) * step.block_size + position % step.block_size
+        for request, position in step.tokens
+    ]
+    assert step.plan().slot_mapping.tolist() == expected
+
+
+@settings(deadline=None)
+@given(steps())
+def test_each_token_is_whole_or_by_head_exactly_once(step):
+    batch = step.plan()
+    num_tokens, num_kv_heads = len(step.tokens), step.scores.shape[1]
+    seen = torch.zeros(num_tokens, num_kv_heads, dtype=torch.int64)
+    if batch.whole is not None:
+        indices = batch.whole.token_indices
+        seen[torch.arange(num_tokens) if indices is None else indices] += 1
+    if batch.by_head is not None:
+        rows = batch.by_head.row_indices
+        rows = torch.arange(num_tokens * num_kv_heads) if rows is None else rows
+        seen.view(-1)[rows] += 1
+    assert (seen == 1).all()
+
+
+@settings(deadline=None)
+@given(steps())
+def test_whole_tokens_attend_their_requests_blocks_up_to_themselves(step):
+    whole = step.plan().whole
+    expected = [
+        index for index, token in enumerate(step.tokens) if not step.is_by_head(*token)
+    ]
+    if whole is None:
+        assert not expected
+        return
+    indices = whole.token_indices
+    assert (indices is None) == (len(expected) == len(step.tokens))
+    assert indices is None or indices.tolist() == expected
+    starts = whole.query_start_loc.tolist()
+    assert starts[0] == 0 and starts[-1] == len(expected)
+    for sequence, (begin, end) in enumerate(zip(starts, starts[1:], strict=False)):
+        tokens = [step.tokens[index] for index in expected[begin:end]]
+        ((request, *others),) = [list({request for request, _ in tokens})]
+        last = tokens[-1][1]
+        assert not others and int(whole.seq_lens[sequence]) == last + 1
+        num_blocks = last // step.block_size + 1
+        table = whole.block_table[sequence, :num_blocks].tolist()
+        assert table == list(step.rows[request].blocks[:num_blocks])
+
+
+@settings(deadline=None)
+@given(steps())
+def test_tokens_by_head_come_in_the_order_of_requests_heads_and_tokens(step):
+    by_head = step.plan().by_head
+    num_kv_heads = step.scores.shape[1]
+    expected, lengths = [], []
+    for request in range(len(step.rows)):
+        own = [
+            index
+            for index, (other, position) in enumerate(step.tokens)
+            if other == request and step.is_by_head(request, position)
+        ]
+        for head in range(num_kv_heads if own else 0):
+            expected += [index * num_kv_heads + head for index in own]
+            lengths.append(len(own))
+    if by_head is None:
+        assert not expected
+        return
+    rows = by_head.row_indices
+    identity = list(range(len(step.tokens) * num_kv_heads))
+    assert (identity if rows is None else rows.tolist()) == expected
+    assert by_head.query_start_loc.tolist() == [0, *np.cumsum(lengths).tolist()]
+
+
+@settings(deadline=None)
+@given(steps(kinds=("decode",)))
+def test_decoding_of_compressed_requests_alone_needs_no_row_indices(step):
+    by_head = step.plan().by_head
+    is_all = all(row.compressed_blocks for row in step.rows)
+    assert (by_head is not None and by_head.row_indices is None) == is_all
+
+
+@settings(deadline=None)
+@given(steps())
+def test_heads_attend_what_they_were_dealt_and_then_the_tail(step):
+    by_head = step.plan().by_head
+    if by_head is None:
+        return
+    num_layers, num_kv_heads = step.scores.shape
+    requests = sorted({r for r, position in step.tokens if step.is_by_head(r, position)})
+    for sequence, request in enumerate(requests):
+        dealt, row = step.num_head_blocks(request), step.rows[request]
+        num_full = step.budget(request).num_full_blocks
+        tail = [(block * num_layers) for block in row.blocks[num_full:]]
+        for layer in range(num_layers):
+            for head in range(num_kv_heads):
+                own = head_blocks(row.compressed_blocks, dealt, layer, head)
+                own += [(first + layer) * num_kv_heads + head for first in tail]
+                index = sequence * num_kv_heads + head
+                assert by_head.block_tables[layer, index, : len(own)].tolist() == own
+                length = int(by_head.seq_lens[layer, index])
+                kept = int(dealt[layer, head]) * step.block_size
+                assert length == kept + step.ends[request] - num_full * step.block_size
+                assert -(-length // step.block_size) == len(own)
+
+
+@settings(deadline=None)
+@given(steps(kinds=("last", "resumed", "prefill")))
+def test_a_completed_prompt_is_compressed_into_the_blocks_that_are_read_later(step):
+    compressions = {c.window_start: c for c in step.plan().compressions}
+    for request, row in enumerate(step.rows):
+        length = row.num_prompt_tokens
+        if (request, length - 1) not in step.tokens or not row.compressed_blocks:
+            continue
+        window_start = step.tokens.index((request, length - step.window))
+        compression = compressions.pop(window_start)
+        budget, dealt = step.budget(request), step.num_head_blocks(request)
+        assert compression.num_prompt_tokens == length
+        assert compression.num_candidates == budget.num_full_blocks * step.block_size
+        num_blocks = -(-length // step.block_size)
+        assert compression.blocks.tolist() == list(row.blocks[:num_blocks])
+        assert torch.equal(compression.num_kept, dealt.long() * step.block_size)
+        assert (compression.num_kept <= compression.num_candidates).all()
+        for layer, slots in enumerate(compression.slots):
+            expected = [
+                head_block * step.block_size + offset
+                for head in range(step.scores.shape[1])
+                for head_block in head_blocks(row.compressed_blocks, dealt, layer, head)
+                for offset in range(step.block_size)
+            ]
+            assert slots.tolist() == expected
+    assert not compressions
+
+
+@settings(deadline=None)
+@given(steps(kinds=("decode",)))
+def test_every_head_block_of_the_compressed_blocks_is_dealt_to_one_head_of_one_request(step):
+    by_head = step.plan().by_head
+    if by_head is None:
+        return
+    num_layers, num_kv_heads = step.scores.shape
+    requests = [r for r, row in enumerate(step.rows) if row.compressed_blocks]
+    reached = []
+    for sequence, request in enumerate(requests):
+        dealt = step.num_head_blocks(request)
+        for layer in range(num_layers):
+            for head in range(num_kv_heads):
+                table = by_head.block_tables[layer, sequence * num_kv_heads + head]
+                reached += table[: int(dealt[layer, head])].tolist()
+    heads_per_block = num_layers * num_kv_heads
+    compressed = [block for row in step.rows for block in row.compressed_blocks]
+    expected = [b * heads_per_block + i for b in compressed for i in range(heads_per_block)]
+    assert sorted(reached) == sorted(expected)
+
+
+@pytest.mark.parametrize("num_generated", [0, 3])
+def test_one_step_may_end_a_prefill_compress_and_decode(num_generated):
+    """A resumed request computes the end of its prompt and what it had generated, at once."""
+    row = BlockRow(40, (50,), (51, 52, 53))
+    step = Step((row,), (20,), (40 + num_generated,), np.ones((2, 2)), 16, 8, 0)
+    batch = step.plan()
+    assert int(batch.whole.query_start_loc[-1]) == 20
+    assert batch.whole.seq_lens.tolist() == [40]
+    assert [c.window_start for c in batch.compressions] == [12]
+    if num_generated == 0:
+        assert batch.by_head is None and batch.whole.token_indices is None
+    else:
+        assert batch.by_head.row_indices.tolist() == [40, 42, 44, 41, 43, 45]
+        assert batch.by_head.query_start_loc.tolist() == [0, 3, 6]
+        assert batch.by_head.seq_lens.tolist() == [[16 + 8 + 3 + 3 - 3] * 2] * 2

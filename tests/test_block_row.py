@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headkv_vllm.block_row import (
+    HEADER_SIZE,
+    BlockRow,
+    head_block_tables,
+    head_block_tables_plain,
+    head_blocks,
+    head_seq_lens,
+    num_row_entries,
+    slot_mapping,
+    slot_mapping_plain,
+    token_block_table,
+    token_block_table_plain,
+)
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Rows of some requests and what else the tables are made from.
+
+    num_head_blocks: [num_reqs, L, H]; a request without compressed blocks has n = 0 and F = 0.
+    """
+
+    block_table: torch.Tensor
+    num_head_blocks: torch.Tensor
+    num_full_blocks: torch.Tensor
+    seq_lens: torch.Tensor
+    block_size: int
+
+    @property
+    def arguments(self):
+        lengths = (self.num_full_blocks, self.seq_lens, self.block_size)
+        return (self.block_table, self.num_head_blocks, *lengths)
+
+
+@st.composite
+def requests(draw, may_be_uncompressed=True):
+    block_size = draw(st.integers(1, 32))
+    num_layers, num_kv_heads = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    rows, dealt, num_full, seq_lens = [], [], [], []
+    pool = draw(st.permutations(range(1, 160)))
+    for _ in range(draw(st.integers(1, 4))):
+        seq_len = draw(st.integers(1, 8 * block_size))
+        full = draw(st.integers(0, seq_len // block_size))
+        least = 0 if may_be_uncompressed else 1
+        num_compressed = draw(st.integers(least, 3)) if full or not may_be_uncompressed else 0
+        num_blocks = -(-seq_len // block_size) + draw(st.integers(0, 2))
+        compressed = [pool.pop() for _ in range(num_compressed)]
+        blocks = [pool.pop() for _ in range(num_blocks)]
+        rows.append(BlockRow(seq_len, tuple(compressed), tuple(blocks)).entries())
+        heads = num_layers * num_kv_heads
+        cuts = sorted(
+            draw(
+                st.lists(
+                    st.integers(0, num_compressed * heads), min_size=heads - 1, max_size=heads - 1
+                )
+            )
+        )
+        dealt.append([b - a for a, b in zip([0, *cuts], [*cuts, num_compressed * heads])])
+        num_full.append(full if num_compressed else 0)
+        seq_lens.append(seq_len)
+    width = max(map(len, rows)) + draw(st.integers(0, 3))
+    filler = draw(st.integers(0, 5))
+    table = [row + [filler] * (width - len(row)) for row in rows]
+    return Requests(
+        torch.tensor(table, dtype=torch.int32),
+        torch.tensor(dealt, dtype=torch.int32).view(-1, num_layers, num_kv_heads),
+        torch.tensor(num_full, dtype=torch.int32),
+        torch.tensor(seq_lens, dtype=torch.int32),
+        block_size,
+    )
+
+
+@given(
+    st.integers(0, 10**6), st.lists(st.integers(1, 99)), st.lists(st.integers(1, 99), min_size=1)
+)
+def test_a_row_taken_apart_goes_together_again(num_prompt_tokens, compressed, blocks):
+    row = BlockRow(num_prompt_tokens, tuple(compressed), tuple(blocks))
+    entries = row.entries()
+    assert BlockRow.parse(entries) == row
+    assert entries[:HEADER_SIZE] == [num_prompt_tokens, len(compressed)]
+    assert entries[HEADER_SIZE + len(compressed) :] == blocks
+    assert len(entries) == num_row_entries(len(compressed), len(blocks))
+
+
+@settings(deadline=None)
+@given(requests(), st.data())
+def test_slots_are_those_of_the_plain_twin(found, data):
+    pairs = [
+        (request, position)
+        for request, seq_len in enumerate(found.seq_lens.tolist())
+        for position in range(seq_len)
+    ]
+    chosen = data.draw(st.lists(st.sampled_from(pairs), max_size=40))
+    indices = torch.tensor([pair[0] for pair in chosen], dtype=torch.int64)
+    positions = torch.tensor([pair[1] for pair in chosen], dtype=torch.int64)
+    arguments = (found.block_table, indices, positions, found.block_size)
+    slots = slot_mapping(*arguments)
+    assert slots.dtype == torch.int64
+    assert slots.tolist() == slot_mapping_plain(*arguments).tolist()
+
+
+def test_position_x_lives_in_entry_2_plus_k_plus_x_over_block_size():
+    table = torch.tensor([[40, 2, 7, 8, 11, 12, 13], [3, 0, 9, 0, 0, 0, 0]], dtype=torch.int32)
+    slots = slot_mapping(
+        table, torch.tensor([0, 0, 0, 1]), torch.tensor([0, 17, 39, 2]), block_size=16
+    )
+    assert slots.tolist() == [11 * 16, 12 * 16 + 1, 13 * 16 + 7, 9 * 16 + 2]
+
+
+@settings(deadline=None)
+@given(requests(), st.data())
+def test_token_block_tables_are_those_of_the_plain_twin(found, data):
+    most = found.block_table.shape[1] - HEADER_SIZE
+    num_blocks = data.draw(st.integers(1, most))
+    table = token_block_table(found.block_table, num_blocks)
+    assert table.dtype == torch.int32
+    assert table.shape == (len(found.seq_lens), num_blocks)
+    assert torch.equal(table, token_block_table_plain(found.block_table, num_blocks))
+
+
+@settings(deadline=None, max_examples=200)
+@given(requests())
+def test_head_block_tables_are_those_of_the_plain_twin(found):
+    tables = head_block_tables(*found.arguments)
+    expected = head_block_tables_plain(*found.arguments)
+    assert tables.dtype == torch.int32
+    assert tables.shape == expected.shape
+    assert torch.equal(tables, expected)
+
+
+@settings(deadline=None)
+@given(requests())
+def test_a_head_attends_what_it_keeps_and_what_follows_the_full_blocks(found):
+    lengths = head_seq_lens(
+        found.num_head_blocks, found.num_full_blocks, found.seq_lens, found.block_size
+    )
+    num_reqs, num_layers, num_kv_heads = found.num_head_blocks.shape
+    assert lengths.dtype == torch.int32
+    assert lengths.shape == (num_layers, num_reqs * num_kv_heads)
+    for request in range(num_reqs):
+        tail = found.seq_lens[request] - found.num_full_blocks[request] * found.block_size
+        for layer in range(num_layers):
+            for head in range(num_kv_heads):
+                kept = found.num_head_blocks[request, layer, head] * found.block_size
+                assert lengths[layer, request * num_kv_heads + head] == kept + tail
+
+
+@settings(deadline=None)
+@given(requests(may_be_uncompressed=False))
+def test_every_dealt_head_block_is_reached_by_its_one_head_and_no_other(found):
+    tables = head_block_tables(*found.arguments)
+    num_reqs, num_layers, num_kv_heads = found.num_head_blocks.shape
+    heads_per_block = num_layers * num_kv_heads
+    reached = []
+    for request in range(num_reqs):
+        for layer in range(num_layers):
+            for head in range(num_kv_heads):
+                kept = int(found.num_head_blocks[request, layer, head])
+                reached += tables[layer, request * num_kv_heads + head, :kept].tolist()
+    compressed = [
+        block
+        for row in found.block_table.tolist()
+        for block in BlockRow.parse(row).compressed_blocks
+    ]
+    dealt = [block * heads_per_block + i for block in compressed for i in range(heads_per_block)]
+    assert sorted(reached) == sorted(dealt)
+    assert len(set(reached)) == len(reached)
+
+
+@pytest.mark.parametrize(
+    ("layer", "head", "expected"), [(0, 0, [20, 21, 22]), (0, 1, []), (1, 0, [23]), (1, 1, [32])]
+)
+def test_head_blocks_are_dealt_in_the_order_of_layers_and_heads(layer, head, expected):
+    dealt = torch.tensor([[3, 0], [1, 1]])
+    assert head_blocks((5, 8), dealt, layer, head) == expected

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headkv_vllm.config import Settings
+from headkv_vllm.selection import (
+    pool,
+    pool_plain,
+    top_positions,
+    top_positions_plain,
+    window_attention,
+    window_attention_plain,
+)
+
+SHAPES = st.fixed_dictionaries(
+    {
+        "window": st.integers(1, 9),
+        "earlier": st.integers(0, 40),
+        "num_kv_heads": st.integers(1, 4),
+        "group_size": st.integers(1, 4),
+        "head_size": st.sampled_from([1, 8, 16]),
+    }
+)
+
+
+def random_query_key(shape, seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    num_heads = shape["num_kv_heads"] * shape["group_size"]
+    num_tokens = shape["earlier"] + shape["window"]
+    query = torch.randn(shape["window"], num_heads, shape["head_size"], generator=generator)
+    key = torch.randn(shape["num_kv_heads"], shape["head_size"], num_tokens, generator=generator)
+    return query.to(dtype), key.to(dtype)
+
+
+@settings(deadline=None)
+@given(
+    SHAPES,
+    st.integers(0, 2**32),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from([0.0, 0.5, 30.0]),
+)
+def test_window_attention_is_that_of_the_plain_twin(shape, seed, dtype, logits_soft_cap):
+    query, key = random_query_key(shape, seed, dtype)
+    attention = window_attention(query, key, 0.3, logits_soft_cap)
+    expected = window_attention_plain(query, key, 0.3, logits_soft_cap)
+    assert attention.dtype == torch.float32
+    assert attention.shape == (key.shape[0], key.shape[2])
+    torch.testing.assert_close(attention, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(attention.sum(1), torch.ones(key.shape[0]))
+
+
+def test_a_query_of_the_window_sees_no_later_token():
+    shape = {"window": 4, "earlier": 6, "num_kv_heads": 1, "group_size": 1, "head_size": 8}
+    query, key = random_query_key(shape, seed=0)
+    query[-1] = 0
+    key[:, :, -1] = 1e3 * query[:3, 0].sum(0)
+    # The last query alone sees the last key and, being zero, attends all ten tokens alike.
+    attention = window_attention(query, key, 1.0)
+    torch.testing.assert_close(attention[0, -1], torch.tensor(0.1 / 4))
+
+
+@pytest.mark.parametrize("pooling", ["max", "avg"])
+@settings(deadline=None)
+@given(
+    data=st.data(),
+    kernel_size=st.sampled_from([1, 3, 5, 7, 15]),
+    num_tokens=st.integers(1, 30),
+    num_kv_heads=st.integers(1, 3),
+)
+def test_pooling_is_that_of_the_plain_twin(pooling, data, kernel_size, num_tokens, num_kv_heads):
+    seed = data.draw(st.integers(0, 2**32))
+    attention = torch.rand(num_kv_heads, num_tokens, generator=torch.Generator().manual_seed(seed))
+    chosen = Settings(budget=1024, kernel_size=kernel_size, pooling=pooling)
+    torch.testing.assert_close(pool(attention, chosen), pool_plain(attention, chosen))
+
+
+@st.composite
+def attention_and_counts(draw):
+    num_kv_heads, num_tokens = draw(st.integers(1, 5)), draw(st.integers(1, 40))
+    seed = draw(st.integers(0, 2**32))
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randperm(num_tokens, generator=generator) for _ in range(num_kv_heads)]
+    counts = draw(
+        st.lists(st.integers(0, num_tokens), min_size=num_kv_heads, max_size=num_kv_heads).filter(
+            any
+        )
+    )
+    return torch.stack(rows).float() / num_tokens, torch.tensor(counts)
+
+
+@settings(deadline=None, max_examples=200)
+@given(attention_and_counts())
+def test_top_positions_are_those_of_the_plain_twin(given_):
+    attention, num_kept = given_
+    heads, positions = top_positions(attention, num_kept)
+    expected_heads, expected_positions = top_positions_plain(attention, num_kept)
+    assert torch.equal(heads, expected_heads)
+    assert torch.equal(positions, expected_positions)
+
+
+@settings(deadline=None)
+@given(attention_and_counts(), st.integers(1, 4))
+def test_each_head_keeps_its_number_of_different_positions_even_among_ties(given_, num_levels):
+    attention, num_kept = given_
+    tied = (attention * num_levels).floor()
+    heads, positions = top_positions(tied, num_kept)
+    assert heads.dtype == positions.dtype == torch.int64
+    assert heads.shape == positions.shape == (int(num_kept.sum()),)
+    assert torch.equal(heads, torch.arange(len(num_kept)).repeat_interleave(num_kept))
+    for head, count in enumerate(num_kept.tolist()):
+        own = positions[heads == head].tolist()
+        assert own == sorted(set(own)) and len(own) == count
+        assert all(0 <= position < attention.shape[1] for position in own)
+        dropped = sorted(set(range(attention.shape[1])) - set(own))
+        if own and dropped:
+            assert tied[head, own].min() >= tied[head, dropped].max()
+    again = top_positions(tied.clone(), num_kept.clone())
+    assert torch.equal(heads, again[0]) and torch.equal(positions, again[1])
