@@ -15,6 +15,7 @@ def register() -> None:
     """
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
+    _serve_explicit_cpu_target()
     if BACKEND_NAME in AttentionBackendEnum.__members__:
         return
     register_backend(BACKEND_NAME, BACKEND_PATH)
@@ -39,6 +40,23 @@ def restore_backend() -> Any:
 
     register()
     return AttentionBackendEnum[BACKEND_NAME]
+
+
+def _serve_explicit_cpu_target() -> None:
+    """Patch: become the platform where vLLM does not ask platform plugins.
+
+    Symptom: with VLLM_TARGET_DEVICE=cpu the flag is ignored, and the stock backend serves.
+    Cause: for an explicit target vLLM takes its own CPU platform and asks no plugin.
+    Guard: only an instance of exactly the class that ours extends is changed.
+    It can go when vLLM asks platform plugins for an explicit target too.
+    """
+    from vllm.platforms import current_platform
+    from vllm.platforms.cpu import CpuPlatform
+
+    if type(current_platform) is CpuPlatform:
+        from headkv_vllm.engine.platform import HeadKVCpuPlatform
+
+        current_platform.__class__ = HeadKVCpuPlatform
 
 
 def _reduce_backend(protocol: int) -> tuple[Any, ...]:

@@ -6,14 +6,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from vllm.config import VllmConfig
+from huggingface_hub import get_safetensors_metadata, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
+from vllm.config import ModelConfig, VllmConfig
 
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.logger import logger
 from headkv_vllm.errors import ScoreFileError, SettingsError, shown
 from headkv_vllm.scores.head_scores import HeadScores, resolve, uniform_scores
-from headkv_vllm.scores.identity import ModelIdentity, identify_checkpoint
+from headkv_vllm.scores.identity import ModelIdentity, identify, identify_checkpoint
 
+INDEX = "model.safetensors.index.json"
 SETTINGS_KEY = "headkv"
 SCORES_KEY = "headkv_scores"
 """Where the resolved scores travel, so that every process serves with the same ones."""
@@ -32,7 +35,7 @@ def resolve_scores(vllm_config: VllmConfig) -> None:
     additional_config = _additional_config(vllm_config)
     if SCORES_KEY in additional_config:
         return
-    scores = _find_scores(vllm_config, read_settings(vllm_config))
+    scores = _find_scores(vllm_config)
     if scores.warning:
         logger.warning("HeadKV: %s", scores.warning)
     logger.info("HeadKV: head scores: %s", scores.source)
@@ -44,10 +47,10 @@ def read_scores(vllm_config: VllmConfig) -> npt.NDArray[np.float64]:
     return np.array(_additional_config(vllm_config)[SCORES_KEY], dtype=np.float64)
 
 
-def _find_scores(vllm_config: VllmConfig, settings: Settings) -> HeadScores:
-    model_config = vllm_config.model_config
+def _find_scores(vllm_config: VllmConfig) -> HeadScores:
+    settings, model_config = read_settings(vllm_config), vllm_config.model_config
     try:
-        identity = identify_checkpoint(_checkpoint_folder(model_config.model))
+        identity = identify_model(model_config)
     except ScoreFileError as error:
         if settings.scores not in ("auto", "uniform"):
             raise ScoreFileError(
@@ -58,16 +61,34 @@ def _find_scores(vllm_config: VllmConfig, settings: Settings) -> HeadScores:
     return resolve(settings, identity)
 
 
-def _checkpoint_folder(model: str) -> Path:
-    """The local folder of `model`, which may be a hub name whose snapshot is in the cache."""
-    from huggingface_hub import try_to_load_from_cache
+def identify_model(model_config: ModelConfig) -> ModelIdentity:
+    """The identity of the model that is to be served, from a folder or from the hub.
 
+    Before a hub's model is first loaded only its config is here; then the names and shapes of its
+    weights are asked of the hub, which sends the files' headers alone.
+    Raises ScoreFileError when they cannot be had.
+    """
+    model, revision = model_config.model, model_config.revision
     if Path(model).is_dir():
-        return Path(model)
-    config = try_to_load_from_cache(model, "config.json")
-    if not isinstance(config, str):
-        raise ScoreFileError(f"{model} is neither a folder nor in the local model cache")
-    return Path(config).parent
+        return identify_checkpoint(Path(model))
+    cached = try_to_load_from_cache(model, "model.safetensors", revision=revision)
+    cached = cached or try_to_load_from_cache(model, INDEX, revision=revision)
+    if isinstance(cached, str):
+        return identify_checkpoint(Path(cached).parent)
+    return identify(model_config.hf_config.to_dict(), _hub_weight_shapes(model, revision))
+
+
+def _hub_weight_shapes(model: str, revision: str | None) -> dict[str, tuple[int, ...]]:
+    try:
+        metadata = get_safetensors_metadata(model, revision=revision)
+    except (OSError, ValueError, HfHubHTTPError, NotASafetensorsRepoError) as error:
+        reason = str(error).splitlines()[0]
+        raise ScoreFileError(f"the weights of {model} cannot be identified: {reason}") from None
+    return {
+        name: tuple(tensor.shape)
+        for file in metadata.files_metadata.values()
+        for name, tensor in file.tensors.items()
+    }
 
 
 def _identity_without_weights(vllm_config: VllmConfig) -> ModelIdentity:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How vLLM's CPU kernels pack keys and values into a block, and how to read them back.
+"""The paged cache as vLLM's CPU kernels see it: written by them, read back here.
 
 The kernels' writer packs by instruction set. For one block and head, in order of memory:
 "vec" and "vec16" hold keys as ``[head_size, block_size]`` and values as ``[block_size,
@@ -8,6 +8,7 @@ channel) and values as ``[head_size/16, block_size/2, 16, 2]`` (channel, token, 
 """
 
 import torch
+from vllm import _custom_ops as ops
 
 PACKINGS = ("vec", "vec16", "amx")
 """The instruction sets that can be read back."""
@@ -59,3 +60,25 @@ def gather_entries(
     keys = key_cache.unflatten(2, (head_size, block_size))
     values = value_cache.unflatten(2, (block_size, head_size))
     return keys[blocks, heads, :, offsets], values[blocks, heads, offsets]
+
+
+def flat_head_blocks(kv_cache: torch.Tensor, layer_index: int, num_layers: int) -> torch.Tensor:
+    """All head blocks of all layers, as a cache with one KV head.
+
+    kv_cache: [num_blocks, num_kv_heads, block_size, 2 * head_size], the view of one layer.
+    Returns [num_blocks * num_layers * num_kv_heads, 1, block_size, 2 * head_size].
+    """
+    num_blocks, num_kv_heads, block_size, content = kv_cache.shape
+    size = block_size * content
+    assert kv_cache.stride() == (num_layers * num_kv_heads * size, size, content, 1)
+    assert kv_cache.storage_offset() == layer_index * num_kv_heads * size
+    shape = (num_blocks * num_layers * num_kv_heads, 1, block_size, content)
+    return kv_cache.as_strided(shape, (size, size, content, 1), 0)
+
+
+def write(
+    kv_cache: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor, isa: str
+) -> None:
+    """Write entries into the cache. key, value: [n, num_kv_heads, head_size]; slots: [n] int64."""
+    key_cache, value_cache = split_key_value(kv_cache)
+    ops.cpu_attn_reshape_and_cache(key, value, key_cache, value_cache, slots, isa)
