@@ -13,13 +13,17 @@ from dataclasses import dataclass
 import torch
 
 from headkv_vllm.block_row import (
+    BlockRow,
+    compressed_blocks,
     head_block_tables,
     head_seq_lens,
+    num_compressed_blocks,
+    num_prompt_tokens,
     slot_mapping,
     token_block_table,
 )
 from headkv_vllm.budgets.cache import AllotmentCache
-from headkv_vllm.budgets.request import RequestBudget
+from headkv_vllm.budgets.request import RequestBudget, full_blocks
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,8 @@ def count_tokens(
     block_table: [num_reqs, width] int32 rows. query_lens, seq_lens: [num_reqs] int64, the tokens
     of this step and of the whole request up to its end.
     """
-    num_prompt_tokens, is_compressed = block_table[:, 0], block_table[:, 1] > 0
-    after_prompt = (seq_lens - num_prompt_tokens).clamp(min=0)
+    after_prompt = (seq_lens - num_prompt_tokens(block_table)).clamp(min=0)
+    is_compressed = num_compressed_blocks(block_table) > 0
     by_head = torch.where(is_compressed, torch.minimum(after_prompt, query_lens), 0)
     return TokenCounts(query_lens - by_head, by_head)
 
@@ -110,10 +114,10 @@ def count_tokens_plain(
 ) -> TokenCounts:
     """Plain twin of `count_tokens`."""
     counts = torch.zeros(2, len(query_lens), dtype=torch.int64)
-    for request, (num_prompt_tokens, num_compressed_blocks, *_) in enumerate(block_table.tolist()):
+    for request, row in enumerate(map(BlockRow.parse, block_table.tolist())):
         end = int(seq_lens[request])
         for position in range(end - int(query_lens[request]), end):
-            is_by_head = num_compressed_blocks > 0 and position >= num_prompt_tokens
+            is_by_head = bool(row.compressed_blocks) and position >= row.num_prompt_tokens
             counts[int(is_by_head), request] += 1
     return TokenCounts(counts[0], counts[1])
 
@@ -212,9 +216,10 @@ class BatchPlanner:
         computed: torch.Tensor,
         seq_lens: torch.Tensor,
     ) -> tuple[Compression, ...]:
-        num_prompt_tokens = block_table[:, 0]
-        completes = (computed < num_prompt_tokens) & (seq_lens >= num_prompt_tokens)
-        requests = torch.nonzero(completes & (block_table[:, 1] > 0)).flatten().tolist()
+        lengths = num_prompt_tokens(block_table)
+        completes = (computed < lengths) & (seq_lens >= lengths)
+        is_compressed = num_compressed_blocks(block_table) > 0
+        requests = torch.nonzero(completes & is_compressed).flatten().tolist()
         offsets = query_start_loc[:-1] - computed
         return tuple(
             self._compression(block_table[request], int(offsets[request])) for request in requests
@@ -223,12 +228,12 @@ class BatchPlanner:
     def _compression(self, row: torch.Tensor, offset: int) -> Compression:
         """offset: what turns a position of this request into an index of the batch."""
         (budget,) = self._budgets(row[None])
-        num_prompt_tokens = budget.num_prompt_tokens
+        length = budget.num_prompt_tokens
         num_head_blocks = self._num_head_blocks(budget)
-        num_blocks = -(-num_prompt_tokens // self._block_size)
+        num_blocks = -(-length // self._block_size)
         return Compression(
-            offset + num_prompt_tokens - self._window,
-            num_prompt_tokens,
+            offset + length - self._window,
+            length,
             budget.num_full_blocks * self._block_size,
             token_block_table(row[None], num_blocks)[0].long(),
             num_head_blocks.long() * self._block_size,
@@ -237,16 +242,17 @@ class BatchPlanner:
 
     def _slots(self, row: torch.Tensor, num_head_blocks: torch.Tensor) -> tuple[torch.Tensor, ...]:
         heads_per_block = num_head_blocks.numel()
-        compressed_blocks = row[2 : 2 + int(row[1])].long()
-        dealt = compressed_blocks[:, None] * heads_per_block + torch.arange(heads_per_block)
+        first_of_block = compressed_blocks(row).long()[:, None] * heads_per_block
+        dealt = first_of_block + torch.arange(heads_per_block)
         slots = dealt.view(-1, 1) * self._block_size + torch.arange(self._block_size)
         per_layer = (num_head_blocks.sum(1) * self._block_size).tolist()
         return torch.split(slots.flatten(), per_layer)
 
     def _budgets(self, rows: torch.Tensor) -> list[RequestBudget]:
+        lengths, compressed = num_prompt_tokens(rows), num_compressed_blocks(rows)
         return [
-            RequestBudget(length, num_blocks, (length - self._window) // self._block_size)
-            for length, num_blocks in rows[:, :2].tolist()
+            RequestBudget(length, num_blocks, full_blocks(length, self._window, self._block_size))
+            for length, num_blocks in zip(lengths.tolist(), compressed.tolist(), strict=True)
         ]
 
     def _num_head_blocks(self, budget: RequestBudget) -> torch.Tensor:

@@ -36,12 +36,8 @@ class BlockRow:
     @classmethod
     def parse(cls, row: list[int]) -> "BlockRow":
         """Take `row`, as long as it is filled, apart."""
-        num_prompt_tokens, num_compressed_blocks, *blocks = row
-        return cls(
-            num_prompt_tokens,
-            tuple(blocks[:num_compressed_blocks]),
-            tuple(blocks[num_compressed_blocks:]),
-        )
+        length, num_compressed, *blocks = row
+        return cls(length, tuple(blocks[:num_compressed]), tuple(blocks[num_compressed:]))
 
     def entries(self) -> list[int]:
         """The row: what `parse` takes."""
@@ -49,9 +45,24 @@ class BlockRow:
         return [*header, *self.compressed_blocks, *self.blocks]
 
 
-def num_row_entries(num_compressed_blocks: int, num_blocks: int) -> int:
-    """Entries of a row with K compressed blocks and `num_blocks` blocks of tokens."""
-    return HEADER_SIZE + num_compressed_blocks + num_blocks
+def num_prompt_tokens(block_table: torch.Tensor) -> torch.Tensor:
+    """T of each row of `block_table`, [num_reqs, width]: [num_reqs]."""
+    return block_table[:, 0]
+
+
+def num_compressed_blocks(block_table: torch.Tensor) -> torch.Tensor:
+    """K of each row of `block_table`, [num_reqs, width]: [num_reqs]."""
+    return block_table[:, 1]
+
+
+def compressed_blocks(row: torch.Tensor) -> torch.Tensor:
+    """c_0 .. c_{K-1} of one row, [width]: [K]."""
+    return row[HEADER_SIZE : HEADER_SIZE + int(row[1])]
+
+
+def num_row_entries(num_compressed: int, num_blocks: int) -> int:
+    """Entries of a row with K = `num_compressed` blocks and `num_blocks` blocks of tokens."""
+    return HEADER_SIZE + num_compressed + num_blocks
 
 
 def slot_mapping(
@@ -67,7 +78,8 @@ def slot_mapping(
     positions: [num_tokens] int64, each token's position in its request.
     Returns [num_tokens] int64: slots as vLLM counts them, block * block_size + offset.
     """
-    columns = HEADER_SIZE + block_table[request_indices, 1] + positions // block_size
+    first = HEADER_SIZE + num_compressed_blocks(block_table)
+    columns = first[request_indices] + positions // block_size
     blocks = block_table[request_indices, columns]
     return blocks.long() * block_size + positions % block_size
 
@@ -92,7 +104,8 @@ def token_block_table(block_table: torch.Tensor, num_blocks: int) -> torch.Tenso
     block_table: [num_reqs, width] int32. Returns [num_reqs, num_blocks] int32. Entries past a
     row's own length are of no meaning, as in any block table.
     """
-    columns = HEADER_SIZE + block_table[:, 1:2].long() + torch.arange(num_blocks)
+    first = HEADER_SIZE + num_compressed_blocks(block_table).long()
+    columns = first[:, None] + torch.arange(num_blocks)
     return block_table.gather(1, columns.clamp_(max=block_table.shape[1] - 1))
 
 
@@ -145,7 +158,8 @@ def head_block_tables(
     index = torch.arange(int(lengths.max()))
     head_block = first + index
     is_kept = index < kept
-    tail_column = (block_table[:, 1] + num_full_blocks)[:, None, None] + index - kept
+    first_tail = num_compressed_blocks(block_table) + num_full_blocks
+    tail_column = first_tail[:, None, None] + index - kept
     column = HEADER_SIZE + torch.where(is_kept, head_block // heads_per_block, tail_column)
     column.clamp_(max=block_table.shape[1] - 1)
     own = torch.arange(heads_per_block)[:, None]

@@ -87,9 +87,11 @@ def top_positions(
 
     attention: [num_kv_heads, num_tokens]. num_kept: [num_kv_heads] int, at most num_tokens each.
     Returns (heads, positions), both [sum(num_kept)] int64: head by head, positions ascending.
+    Of positions with the same attention, as max-pooling makes them, the earlier ones are kept.
     """
     most = int(num_kept.max())
-    best = attention.topk(most, dim=1).indices
+    # Not topk: which of equal values it takes is nowhere defined.
+    best = attention.sort(dim=1, descending=True, stable=True).indices[:, :most]
     rank = torch.arange(most, device=attention.device)
     unused = attention.shape[1]
     kept = best.masked_fill(rank >= num_kept[:, None], unused).sort(dim=1).values
@@ -100,7 +102,7 @@ def top_positions(
 def top_positions_plain(
     attention: torch.Tensor, num_kept: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain twin of `top_positions`, for attention without ties."""
+    """Plain twin of `top_positions`."""
     pairs = []
     for head, values in enumerate(attention.tolist()):
         ranked = sorted(range(len(values)), key=lambda position: -values[position])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -69,9 +70,7 @@ class Step:
         return AllotmentCache(self.scores, Settings(budget=1024, window=self.window))
 
     def plan(self):
-        planner = BatchPlanner(
-            self.allotments, *self.scores.shape, self.block_size, self.window
-        )
+        planner = BatchPlanner(self.allotments, *self.scores.shape, self.block_size, self.window)
         return planner.plan(self.block_table, self.query_start_loc, self.seq_lens)
 
 
@@ -154,9 +153,7 @@ def test_each_token_is_whole_or_by_head_exactly_once(step):
 @given(steps())
 def test_whole_tokens_attend_their_requests_blocks_up_to_themselves(step):
     whole = step.plan().whole
-    expected = [
-        index for index, token in enumerate(step.tokens) if not step.is_by_head(*token)
-    ]
+    expected = [index for index, token in enumerate(step.tokens) if not step.is_by_head(*token)]
     if whole is None:
         assert not expected
         return
@@ -165,7 +162,7 @@ def test_whole_tokens_attend_their_requests_blocks_up_to_themselves(step):
     assert indices is None or indices.tolist() == expected
     starts = whole.query_start_loc.tolist()
     assert starts[0] == 0 and starts[-1] == len(expected)
-    for sequence, (begin, end) in enumerate(zip(starts, starts[1:], strict=False)):
+    for sequence, (begin, end) in enumerate(pairwise(starts)):
         tokens = [step.tokens[index] for index in expected[begin:end]]
         ((request, *others),) = [list({request for request, _ in tokens})]
         last = tokens[-1][1]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def requests(draw, may_be_uncompressed=True):
                 )
             )
         )
-        dealt.append([b - a for a, b in zip([0, *cuts], [*cuts, num_compressed * heads])])
+        dealt.append([b - a for a, b in pairwise([0, *cuts, num_compressed * heads])])
         num_full.append(full if num_compressed else 0)
         seq_lens.append(seq_len)
     width = max(map(len, rows)) + draw(st.integers(0, 3))

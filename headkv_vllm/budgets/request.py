@@ -27,18 +27,20 @@ class RequestBudget:
         return self.num_compressed_blocks > 0
 
 
+def full_blocks(num_prompt_tokens: int, window: int, block_size: int) -> int:
+    """F: the prompt's leading blocks that hold no token of the window."""
+    return max(0, (num_prompt_tokens - window) // block_size)
+
+
 def request_budget(settings: Settings, num_prompt_tokens: int, block_size: int) -> RequestBudget:
     """K and F of a prompt of `num_prompt_tokens`, in blocks of `block_size` tokens.
 
-    F = (T - window) // block_size, the blocks before the window; K is the budget without the
-    window, in blocks, and at least `min_blocks`. A request with F <= K has nothing to gain and
-    is left as it is (K = 0), and so is every request when `settings.budget` is 0.
+    K is the budget without the window, in blocks, and at least `min_blocks`. A request with
+    F <= K has nothing to gain and is left as it is (K = 0), and so is every request when
+    `settings.budget` is 0.
     """
-    num_full_blocks = max(0, (num_prompt_tokens - settings.window) // block_size)
-    if settings.budget == 0:
-        return RequestBudget(num_prompt_tokens, 0, num_full_blocks)
-    tokens = _budget_tokens(settings, num_prompt_tokens)
-    wanted = max(settings.min_blocks, (tokens - settings.window) // block_size)
+    num_full_blocks = full_blocks(num_prompt_tokens, settings.window, block_size)
+    wanted = _wanted_blocks(settings, num_prompt_tokens, block_size)
     num_compressed_blocks = wanted if wanted < num_full_blocks else 0
     return RequestBudget(num_prompt_tokens, num_compressed_blocks, num_full_blocks)
 
@@ -48,16 +50,18 @@ def max_compressed_blocks(settings: Settings, max_num_prompt_tokens: int, block_
 
     K grows with the prompt's length and stays below F; both bounds are those of the longest.
     """
-    if settings.budget == 0:
-        return 0
-    tokens = _budget_tokens(settings, max_num_prompt_tokens)
-    wanted = max(settings.min_blocks, (tokens - settings.window) // block_size)
-    num_full_blocks = (max_num_prompt_tokens - settings.window) // block_size
+    wanted = _wanted_blocks(settings, max_num_prompt_tokens, block_size)
+    num_full_blocks = full_blocks(max_num_prompt_tokens, settings.window, block_size)
     return max(0, min(wanted, num_full_blocks - 1))
 
 
-def _budget_tokens(settings: Settings, num_prompt_tokens: int) -> int:
+def _wanted_blocks(settings: Settings, num_prompt_tokens: int, block_size: int) -> int:
+    """K where there is something to gain, and 0 where `settings.budget` is 0."""
+    if settings.budget == 0:
+        return 0
     if settings.ratio is not None:
-        return floor(settings.ratio * num_prompt_tokens)
-    assert settings.budget is not None, "Settings hold a budget or a ratio"
-    return settings.budget
+        tokens = floor(settings.ratio * num_prompt_tokens)
+    else:
+        assert settings.budget is not None, "Settings hold a budget or a ratio"
+        tokens = settings.budget
+    return max(settings.min_blocks, (tokens - settings.window) // block_size)

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
 
 BLOCK_SIZE_MULTIPLE = 16
 OUR_SCHEDULERS = "headkv_vllm.engine.scheduler."
-ALIBI_ARCHITECTURES = frozenset(
-    {"BloomForCausalLM", "MPTForCausalLM", "MptForCausalLM", "BaiChuanForCausalLM"}
-)
 
 
 class Rule(NamedTuple):
@@ -40,8 +37,12 @@ def check_supported(vllm_config: "VllmConfig", settings: Settings) -> None:
 def _check_chunks(vllm_config: "VllmConfig", settings: Settings) -> None:
     """A step must have room for the whole window: see `engine.scheduler`."""
     scheduler_config = vllm_config.scheduler_config
-    for flag in ("max_num_batched_tokens", "long_prefill_token_threshold"):
-        value = getattr(scheduler_config, flag)
+    for flag in (
+        "max_num_batched_tokens",
+        "max_num_scheduled_tokens",
+        "long_prefill_token_threshold",
+    ):
+        value = getattr(scheduler_config, flag) or 0
         if 0 < value < settings.window:
             raise UnsupportedError(
                 f"--{flag.replace('_', '-')} {value} is smaller than the headkv setting "
@@ -60,12 +61,6 @@ def _layer_types(vllm_config: "VllmConfig") -> object:
 
 def _sliding_window(vllm_config: "VllmConfig") -> object:
     return vllm_config.model_config.get_sliding_window()
-
-
-def _alibi(vllm_config: "VllmConfig") -> object:
-    architecture = vllm_config.model_config.architecture
-    uses_alibi = _hf(vllm_config, "alibi") is True or architecture in ALIBI_ARCHITECTURES
-    return architecture if uses_alibi else None
 
 
 def _quantised_cache(vllm_config: "VllmConfig") -> object:
@@ -133,7 +128,8 @@ RULES = (
         lambda config: _hf(config, "attention_chunk_size"),
         _FULL_ATTENTION,
     ),
-    Rule("ALiBi", _alibi, _ANOTHER_BACKEND),
+    Rule("ALiBi", _if(lambda config: config.model_config.uses_alibi), _ANOTHER_BACKEND),
+    Rule("diffusion models", _if(lambda config: config.model_config.is_diffusion), _FULL_ATTENTION),
     Rule(
         "prefix language models",
         _if(lambda config: config.model_config.is_mm_prefix_lm),
@@ -143,6 +139,11 @@ RULES = (
     Rule(
         "KV connectors (--kv-transfer-config)",
         lambda config: config.kv_transfer_config,
+        "leave the flag out",
+    ),
+    Rule(
+        "--kv-offloading-size",
+        lambda config: config.cache_config.kv_offloading_size,
         "leave the flag out",
     ),
     Rule(

@@ -110,13 +110,11 @@ class HeadKVManager(FullAttentionManager):
         """Hash the full blocks of the first `num_tokens` tokens, so that others can hit them.
 
         Of a compressed request only the prompt blocks before the window are hashed: what
-        follows was computed from the compressed cache, and is not what its tokens say.
+        follows was computed from the compressed cache, and is not what its tokens say. The
+        scheduler has cut its list of hashes there.
         """
         request_id = request.request_id
-        num_full_blocks = num_tokens // self.block_size
-        budget = self.budgets[request_id]
-        if budget.compressed:
-            num_full_blocks = min(num_full_blocks, budget.num_full_blocks)
+        num_full_blocks = min(num_tokens // self.block_size, len(request.block_hashes))
         num_cached_blocks = self.num_cached_block.get(request_id, 0)
         if num_full_blocks <= num_cached_blocks:
             return

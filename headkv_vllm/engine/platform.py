@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.platforms.cpu import CpuPlatform
 
-from headkv_vllm.engine.plugin import BACKEND_NAME, BACKEND_PATH
+from headkv_vllm.engine.plugin import BACKEND_NAME, BACKEND_PATH, DEFAULT_BLOCK_SIZE
 from headkv_vllm.errors import HeadKVError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-
-DEFAULT_BLOCK_SIZE = 32
-"""Small blocks give the heads finer budgets; the CPU kernels want multiples of 32."""
 
 
 class HeadKVCpuPlatform(CpuPlatform):
@@ -59,22 +56,27 @@ class HeadKVCpuPlatform(CpuPlatform):
 
 
 def is_selected(vllm_config: "VllmConfig") -> bool:
-    """Whether the user asked for our backend."""
-    return getattr(vllm_config.attention_config.backend, "name", None) == BACKEND_NAME
+    """Whether the user asked for our backend, for all layers or for some."""
+    attention_config = vllm_config.attention_config
+    chosen = (attention_config.backend, *attention_config.backend_per_kind.values())
+    return any(getattr(backend, "name", None) == BACKEND_NAME for backend in chosen)
 
 
 def _prepare(vllm_config: "VllmConfig") -> None:
     from headkv_vllm.engine.compatibility import check_supported
     from headkv_vllm.engine.settings import read_settings, resolve_scores
 
-    if vllm_config.model_config is None:
-        return
-    cache_config, scheduler_config = vllm_config.cache_config, vllm_config.scheduler_config
-    settings = read_settings(vllm_config)
+    model_config, cache_config = vllm_config.model_config, vllm_config.cache_config
     if not cache_config.user_specified_block_size:
         cache_config.block_size = DEFAULT_BLOCK_SIZE
+    # Models made of several have vLLM check a copy of this configuration for each part; the
+    # whole has been checked by then, and a part by itself may look like what we refuse.
+    if model_config is None or model_config.is_submodel_config:
+        return
+    settings = read_settings(vllm_config)
     check_supported(vllm_config, settings)
-    resolve_scores(vllm_config)
+    resolve_scores(vllm_config, settings)
+    scheduler_config = vllm_config.scheduler_config
     name = "HeadKVAsyncScheduler" if scheduler_config.async_scheduling else "HeadKVScheduler"
     scheduler_config.scheduler_cls = f"headkv_vllm.engine.scheduler.{name}"
 

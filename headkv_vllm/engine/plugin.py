@@ -6,6 +6,8 @@ from typing import Any
 BACKEND_NAME = "HEADKV"
 BACKEND_PATH = "headkv_vllm.engine.backends.cpu.HeadKVCpuBackend"
 PLATFORM_PATH = "headkv_vllm.engine.platform.HeadKVCpuPlatform"
+DEFAULT_BLOCK_SIZE = 32
+"""Small blocks give the heads finer budgets; the CPU kernels want multiples of 32."""
 
 
 def register() -> None:

@@ -32,14 +32,9 @@ class _HeadKVMixin:
 
     def _budget(self, request: Request) -> RequestBudget:
         num_prompt_tokens = request.num_prompt_tokens
-        # The prompt of a resumable (streaming input) request grows, so it has no fixed length
-        # to compress.
-        settings = (
-            self._settings.model_copy(update={"budget": 0, "ratio": None})
-            if request.resumable
-            else self._settings
-        )
-        return request_budget(settings, num_prompt_tokens, self._manager.block_size)
+        if request.resumable:  # its prompt grows, so it has no length to compress
+            return RequestBudget(num_prompt_tokens, 0, 0)
+        return request_budget(self._settings, num_prompt_tokens, self._manager.block_size)
 
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
@@ -62,6 +57,7 @@ class _HeadKVMixin:
         return num_new_tokens
 
     def _free_blocks(self, request: Request) -> None:
+        # vLLM's last word on a request, however it ends; a preemption does not come here.
         super()._free_blocks(request)  # type: ignore[misc]
         self._manager.withdraw(request.request_id)
 
@@ -85,7 +81,8 @@ def _end_hashes(request: Request, num_blocks: int) -> None:
     A hit beyond them would leave the window's queries uncomputed, or put tokens that were
     computed from a full cache behind a compressed prompt (a longer prompt may have cached what
     a preempted request has generated). vLLM looks up and caches no further than a request's list
-    of hashes goes, so the list ends there and grows no more.
+    of hashes goes, so the list ends there and, without its hasher (a private name of vLLM's),
+    grows no more.
     """
     del request.block_hashes[num_blocks:]
     request._block_hasher = None

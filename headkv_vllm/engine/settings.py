@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from huggingface_hub import get_safetensors_metadata, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, NotASafetensorsRepoError
 from vllm.config import ModelConfig, VllmConfig
 
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.logger import logger
 from headkv_vllm.errors import ScoreFileError, SettingsError, shown
-from headkv_vllm.scores.head_scores import HeadScores, resolve, uniform_scores
+from headkv_vllm.scores.head_scores import HeadScores, needs_file, resolve, uniform_scores
 from headkv_vllm.scores.identity import ModelIdentity, identify, identify_checkpoint
 
-INDEX = "model.safetensors.index.json"
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 SETTINGS_KEY = "headkv"
 SCORES_KEY = "headkv_scores"
 """Where the resolved scores travel, so that every process serves with the same ones."""
@@ -27,19 +27,16 @@ def read_settings(vllm_config: VllmConfig) -> Settings:
     return Settings.parse(_additional_config(vllm_config).get(SETTINGS_KEY) or {})
 
 
-def resolve_scores(vllm_config: VllmConfig) -> None:
-    """Find the scores that the settings ask for and write them into `vllm_config`.
+def resolve_scores(vllm_config: VllmConfig, settings: Settings) -> None:
+    """Find the scores that `settings` ask for and write them into `vllm_config`.
 
     Raises ScoreFileError when a score file cannot be used or does not fit the model.
     """
-    additional_config = _additional_config(vllm_config)
-    if SCORES_KEY in additional_config:
-        return
-    scores = _find_scores(vllm_config)
+    scores = _find_scores(vllm_config, settings)
     if scores.warning:
         logger.warning("HeadKV: %s", scores.warning)
     logger.info("HeadKV: head scores: %s", scores.source)
-    additional_config[SCORES_KEY] = scores.values.tolist()
+    _additional_config(vllm_config)[SCORES_KEY] = scores.values.tolist()
 
 
 def read_scores(vllm_config: VllmConfig) -> npt.NDArray[np.float64]:
@@ -47,17 +44,19 @@ def read_scores(vllm_config: VllmConfig) -> npt.NDArray[np.float64]:
     return np.array(_additional_config(vllm_config)[SCORES_KEY], dtype=np.float64)
 
 
-def _find_scores(vllm_config: VllmConfig) -> HeadScores:
-    settings, model_config = read_settings(vllm_config), vllm_config.model_config
+def _find_scores(vllm_config: VllmConfig, settings: Settings) -> HeadScores:
+    by_vllm = _identity_without_weights(vllm_config)
+    if not needs_file(settings):
+        return uniform_scores(by_vllm, "uniform, as set")
     try:
-        identity = identify_model(model_config)
+        identity = identify_model(vllm_config.model_config)
     except ScoreFileError as error:
-        if settings.scores not in ("auto", "uniform"):
+        if settings.scores != "auto":
             raise ScoreFileError(
                 f"{settings.scores} cannot be matched with the model: {error}"
             ) from None
         reason = f"head scores cannot be looked up ({error}), so all heads get the same budget"
-        return uniform_scores(_identity_without_weights(vllm_config), "uniform", reason)
+        return uniform_scores(by_vllm, "uniform", reason)
     return resolve(settings, identity)
 
 
@@ -71,10 +70,13 @@ def identify_model(model_config: ModelConfig) -> ModelIdentity:
     model, revision = model_config.model, model_config.revision
     if Path(model).is_dir():
         return identify_checkpoint(Path(model))
-    cached = try_to_load_from_cache(model, "model.safetensors", revision=revision)
-    cached = cached or try_to_load_from_cache(model, INDEX, revision=revision)
-    if isinstance(cached, str):
-        return identify_checkpoint(Path(cached).parent)
+    try:
+        for name in WEIGHT_FILES:
+            cached = try_to_load_from_cache(model, name, revision=revision)
+            if isinstance(cached, str):
+                return identify_checkpoint(Path(cached).parent)
+    except (ScoreFileError, HFValidationError):
+        pass  # a download that was cut short, or a name that is none of the hub's
     return identify(model_config.hf_config.to_dict(), _hub_weight_shapes(model, revision))
 
 

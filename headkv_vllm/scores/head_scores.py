@@ -41,16 +41,21 @@ def resolve(settings: Settings, identity: ModelIdentity) -> HeadScores:
     "auto" is the bundled file for this model, or uniform scores and a warning without one.
     Raises ScoreFileError when the file cannot be used or is for another model.
     """
-    if settings.scores == "uniform":
+    if not needs_file(settings):
         return uniform_scores(identity, "uniform, as set")
     if settings.scores != "auto":
         return load(Path(settings.scores).expanduser(), settings, identity)
-    if settings.policy == "uniform":
-        return uniform_scores(identity, "uniform: policy 'uniform' needs none")
     bundled = find_bundled(identity)
     if bundled is not None:
         return load(bundled, settings, identity)
     return uniform_scores(identity, "uniform: none bundled for this model", _none_for(identity))
+
+
+def needs_file(settings: Settings) -> bool:
+    """Whether the settings ask for scores that differ from head to head."""
+    if settings.scores == "auto":
+        return settings.policy != "uniform"
+    return settings.scores != "uniform"
 
 
 def load(path: Path, settings: Settings, identity: ModelIdentity) -> HeadScores:

@@ -69,9 +69,9 @@ class ServerProcess:
         while not self._is_healthy():
             elapsed = time.monotonic() - start
             if self._process.poll() is not None:
-                raise ServerError(f"the server ended with exit code {self._failure()}")
+                raise ServerError(self._with_log(f"exit code {self._process.returncode}"))
             if elapsed > timeout:
-                raise ServerError(f"no answer from {self.url}/health in {timeout:.0f} s")
+                raise ServerError(self._with_log(f"no answer within {timeout:.0f} s"))
             waiting(elapsed)
             time.sleep(0.25)
 
@@ -101,9 +101,9 @@ class ServerProcess:
         except httpx.TransportError:
             return False
 
-    def _failure(self) -> str:
+    def _with_log(self, reason: str) -> str:
         last_lines = self.log().strip().splitlines()[-5:]
-        return f"{self._process.returncode}; {self.log_path} ends with: " + " | ".join(last_lines)
+        return f"the server did not start ({reason}); its log ends with: " + " | ".join(last_lines)
 
 
 def _free_port() -> int:

@@ -11,8 +11,8 @@ from headkv_vllm.engine.backends.cpu_attention import HeadKVCpuImpl
 from headkv_vllm.engine.backends.cpu_metadata import HeadKVCpuMetadataBuilder
 from headkv_vllm.engine.compatibility import BLOCK_SIZE_MULTIPLE
 from headkv_vllm.engine.kv_cache import HeadKVSpec
-from headkv_vllm.engine.plugin import BACKEND_NAME
-from headkv_vllm.errors import UnsupportedError
+from headkv_vllm.engine.plugin import BACKEND_NAME, DEFAULT_BLOCK_SIZE
+from headkv_vllm.errors import UnsupportedError, shown
 
 
 class HeadKVCpuBackend(CPUAttentionBackend):
@@ -30,6 +30,11 @@ class HeadKVCpuBackend(CPUAttentionBackend):
         return [MultipleOf(BLOCK_SIZE_MULTIPLE)]
 
     @classmethod
+    def get_preferred_block_size(cls, default_block_size: int) -> int:
+        """vLLM 0.33 asks for it where the user has set none; 0.32's platform is told by ours."""
+        return DEFAULT_BLOCK_SIZE
+
+    @classmethod
     def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
         """Blocks outermost, so that all head blocks form one flat array."""
         return (KVCacheLayout.BLHNC,)
@@ -37,9 +42,10 @@ class HeadKVCpuBackend(CPUAttentionBackend):
     @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
         """Raises UnsupportedError for layers that are not of full attention."""
-        if type(spec) is not FullAttentionSpec:
+        if type(spec) is not FullAttentionSpec or spec.non_causal:
             raise UnsupportedError(
-                f"--attention-backend headkv does not support layers with {type(spec).__name__}"
+                f"--attention-backend headkv does not support layers with {shown(spec)}: only "
+                "causal full attention can be compressed"
             )
         return replace_as(spec, HeadKVSpec)
 
