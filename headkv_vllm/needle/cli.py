@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`headkv needle ...`: the bundled model's folder, and prompts for it."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from headkv_vllm.errors import SettingsError
+from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle.tasks import KEYS_ASKED, MAX_TOKENS, MIN_TOKENS, TASKS, generate_samples
+
+needle_app = typer.Typer(
+    name="needle",
+    help="The bundled needle model: a tiny Llama that retrieves keys from filler text.",
+    no_args_is_help=True,
+)
+
+
+@needle_app.command()
+def path() -> None:
+    """Print the folder of the bundled model, ready for `vllm serve`."""
+    typer.echo(checkpoint_path())
+
+
+@needle_app.command()
+def prompts(
+    task: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {', '.join(TASKS)}: one key, {KEYS_ASKED} keys at once, or a key "
+            "that names another key."
+        ),
+    ] = "single",
+    tokens: Annotated[
+        int,
+        typer.Option(help=f"Prompt length with the BOS token, {MIN_TOKENS} to {MAX_TOKENS}."),
+    ] = 1024,
+    n: Annotated[int, typer.Option(help="Number of prompts.")] = 200,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same prompts.")] = 7,
+) -> None:
+    """Print prompts and their answers as JSON lines {"prompt", "answer"}.
+
+    The prompt text has no BOS word: the tokenizer adds it, and --tokens counts it.
+    """
+    try:
+        samples = generate_samples(task, tokens, n, seed)  # type: ignore[arg-type]
+    except SettingsError as error:
+        raise typer.BadParameter(str(error)) from None
+    for sample in samples:
+        typer.echo(json.dumps({"prompt": sample.prompt, "answer": sample.answer}))

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of an answer is right: word by word, and question by question."""
+
+from dataclasses import dataclass
+
+from headkv_vllm.needle.vocabulary import END, EOS, VALUES
+
+_VALUES = frozenset(VALUES)
+
+
+@dataclass(frozen=True)
+class Grade:
+    """Of one answer: value words said in the right place, and questions answered in full."""
+
+    values_right: int
+    values: int
+    questions_right: int
+    questions: int
+
+
+def grade(answer: str, generated: str) -> Grade:
+    """Compare generated text with the expected answer.
+
+    A question counts as answered when its whole entry, from the key to `;`, stands in the same
+    place among the generated entries; what follows the last entry or EOS is not looked at. A value
+    counts when it stands in the same place of its entry.
+    """
+    expected, said = entries(answer), entries(generated)
+    said += [()] * (len(expected) - len(said))
+    places = [
+        (word, there[i] if i < len(there) else None)
+        for entry, there in zip(expected, said, strict=False)
+        for i, word in enumerate(entry)
+        if word in _VALUES
+    ]
+    return Grade(
+        values_right=sum(word == there for word, there in places),
+        values=len(places),
+        questions_right=sum(e == s for e, s in zip(expected, said, strict=False)),
+        questions=len(expected),
+    )
+
+
+def entries(text: str) -> list[tuple[str, ...]]:
+    """The entries of an answer, each with its closing `;`; a last one may lack it."""
+    found: list[tuple[str, ...]] = []
+    words: list[str] = []
+    for word in text.split():
+        if word == EOS:
+            break
+        words.append(word)
+        if word == END:
+            found.append(tuple(words))
+            words = []
+    return [*found, tuple(words)] if words else found

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headkv_vllm.errors import SettingsError
+from headkv_vllm.needle.tasks import KEYS_ASKED, MAX_TOKENS, MIN_TOKENS, TASKS, generate_samples
+from headkv_vllm.needle.tokenizer import build_tokenizer
+from headkv_vllm.needle.vocabulary import BOS
+
+TOKENIZER = build_tokenizer(8192)
+NUM_ASKED = {"single": 1, "multi-query": KEYS_ASKED, "two-hop": 1}
+
+
+def draw(task, tokens, seed, n=1):
+    return list(generate_samples(task, tokens, n, seed))
+
+
+@settings(deadline=None)
+@given(
+    task=st.sampled_from(TASKS),
+    tokens=st.integers(MIN_TOKENS, 3000) | st.sampled_from([MIN_TOKENS, MAX_TOKENS]),
+    seed=st.integers(0, 2**32),
+)
+def test_a_prompt_has_the_asked_length_and_holds_its_answer(task, tokens, seed):
+    (sample,) = draw(task, tokens, seed)
+    assert len(TOKENIZER(sample.prompt).input_ids) == sample.num_tokens == tokens
+
+    words = [BOS, *sample.prompt.split()]
+    assert words[-len(sample.keys) - 2 :] == ["?", *sample.keys, ":"]
+    needles = [words[start:end] for start, end in sample.spans]
+    if task == "two-hop":
+        pointer, target = needles
+        assert pointer == [sample.keys[0], target[0], ";"]
+        needles = [[sample.keys[0], *target]]
+    assert [needle[0] for needle in needles] == list(sample.keys)
+    assert sample.answer.split() == [word for needle in needles for word in needle]
+    assert len(sample.keys) == NUM_ASKED[task]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_seed_decides_the_prompts_and_their_number_does_not(task):
+    assert draw(task, 256, 5, n=4)[:2] == draw(task, 256, 5, n=2)
+    assert draw(task, 256, 5, n=4) != draw(task, 256, 6, n=4)
+    assert len({sample.prompt for sample in draw(task, 256, 5, n=20)}) == 20
+
+
+def test_the_standard_case_has_24_needles_of_five_values():
+    (sample,) = draw("single", 1024, 0)
+    entries = [part.split() for part in sample.prompt.split(" ;")]
+    assert sum(all("-" in word for word in entry[-5:]) for entry in entries[:-1]) == 24
+
+
+@pytest.mark.parametrize(
+    ("task", "tokens", "n", "seed", "named"),
+    [
+        ("triple", 1024, 1, 0, "task is 'triple', allowed are single, multi-query, two-hop"),
+        ("single", MIN_TOKENS - 1, 1, 0, f"tokens is {MIN_TOKENS - 1}, allowed are 48 to 8000"),
+        ("single", MAX_TOKENS + 1, 1, 0, f"tokens is {MAX_TOKENS + 1}, allowed are 48 to 8000"),
+        ("single", 1024, -1, 0, "n is -1"),
+        ("single", 1024, 1, -2, "seed is -2"),
+    ],
+)
+def test_bad_values_are_named(task, tokens, n, seed, named):
+    with pytest.raises(SettingsError, match=named) as caught:
+        generate_samples(task, tokens, n, seed)
+    assert "\n" not in str(caught.value)
