@@ -75,7 +75,7 @@ class Step:
 
 
 @st.composite
-def steps(draw, kinds=("decode", "prefill", "last", "resumed")):
+def steps(draw, kinds=("decode", "drafts", "prefill", "last", "resumed")):
     block_size = draw(st.sampled_from([1, 2, 3, 5, 16]))
     window = draw(st.integers(1, 8))
     num_layers, num_kv_heads = draw(st.integers(1, 3)), draw(st.integers(1, 3))
@@ -91,6 +91,10 @@ def steps(draw, kinds=("decode", "prefill", "last", "resumed")):
         window_start = num_prompt - window
         start, end = {
             "decode": (num_prompt + generated - 1, num_prompt + generated),
+            "drafts": (
+                num_prompt + generated - 1,
+                num_prompt + generated + draw(st.integers(0, 4)),
+            ),
             "prefill": (0, draw(st.integers(1, window_start)) if window_start else num_prompt),
             "last": (draw(st.integers(0, window_start)), num_prompt),
             "resumed": (draw(st.integers(0, window_start)), num_prompt + generated),
@@ -197,10 +201,10 @@ def test_tokens_by_head_come_in_the_order_of_requests_heads_and_tokens(step):
 
 
 @settings(deadline=None)
-@given(steps(kinds=("decode",)))
-def test_decoding_of_compressed_requests_alone_needs_no_row_indices(step):
+@given(steps(kinds=("decode", "drafts")))
+def test_decoding_one_token_of_compressed_requests_alone_needs_no_row_indices(step):
     by_head = step.plan().by_head
-    is_all = all(row.compressed_blocks for row in step.rows)
+    is_all = all(row.compressed_blocks for row in step.rows) and int(step.query_lens.max()) == 1
     assert (by_head is not None and by_head.row_indices is None) == is_all
 
 

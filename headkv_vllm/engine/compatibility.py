@@ -63,6 +63,12 @@ def _sliding_window(vllm_config: "VllmConfig") -> object:
     return vllm_config.model_config.get_sliding_window()
 
 
+def _uses_sinks(vllm_config: "VllmConfig") -> bool:
+    # Other models with sinks have them in sliding-window layers only, which are refused anyway.
+    is_gpt_oss = _hf(vllm_config, "model_type") == "gpt_oss"
+    return is_gpt_oss or bool(_hf(vllm_config, "attention_sinks"))
+
+
 def _quantised_cache(vllm_config: "VllmConfig") -> object:
     cache_dtype = vllm_config.cache_config.cache_dtype
     model_dtype = str(vllm_config.model_config.dtype).removeprefix("torch.")
@@ -129,6 +135,7 @@ RULES = (
         _FULL_ATTENTION,
     ),
     Rule("ALiBi", _if(lambda config: config.model_config.uses_alibi), _ANOTHER_BACKEND),
+    Rule("attention sinks", _if(_uses_sinks), _ANOTHER_BACKEND),
     Rule("diffusion models", _if(lambda config: config.model_config.is_diffusion), _FULL_ATTENTION),
     Rule(
         "prefix language models",

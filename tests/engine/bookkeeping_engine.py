@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's real scheduler and block pool with our manager, and a worker that keeps books.
+
+The worker follows the scheduler's output as a real one does, but writes into each slot a note of
+what a real one would compute there: a fingerprint of the tokens that the entry depends on. Before
+it computes a token it reads back every entry that the token attends, so a block that was freed,
+shared, moved or hashed when it must not be shows as a wrong note.
+"""
+
+import json
+from collections import deque
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.utils.hashing import get_hash_fn_by_name
+from vllm.v1.core.kv_cache_utils import (
+    get_request_block_hasher,
+    init_none_hash,
+)
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
+
+from headkv_vllm.block_row import BlockRow
+from headkv_vllm.engine.kv_cache import HeadKVManager, HeadKVSpec
+from headkv_vllm.engine.scheduler import HeadKVAsyncScheduler, HeadKVScheduler
+from headkv_vllm.engine.settings import read_settings
+
+CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "max_position_embeddings": 2048,
+}
+COMMON = {
+    "load_format": "dummy",
+    "skip_tokenizer_init": True,
+    "attention_backend": "HEADKV",
+    "dtype": "float32",
+    "enforce_eager": True,
+    "block_size": 16,
+    "max_model_len": 2048,
+}
+
+
+def write_model(folder: Path, **changes: Any) -> Path:
+    """A model folder with a configuration and no weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
+    return folder
+
+
+def engine_config(model: Path, settings: dict[str, Any], **arguments: Any) -> VllmConfig:
+    """What vLLM makes of its flags for `model`, which needs no weights."""
+    headkv = {"headkv": {"scores": "uniform", **settings}}
+    every = {**COMMON, "model": str(model), "additional_config": headkv, **arguments}
+    return EngineArgs(**every).create_engine_config()
+
+
+def fingerprints(tokens: list[int]) -> list[int]:
+    """For each position, a number that stands for all tokens up to it."""
+    return list(accumulate(tokens, lambda before, token: hash((before, token)), initial=0))[1:]
+
+
+@dataclass
+class Worker:
+    """Each request's row and computed tokens, and a note in each slot of the memory."""
+
+    block_size: int
+    window: int
+    width: int
+
+    def __post_init__(self) -> None:
+        self.notes: dict[tuple[int, int], object] = {}
+        self.rows: dict[str, list[int]] = {}
+
+    def execute(self, output: SchedulerOutput, exact: dict[str, list[int]]) -> None:
+        """One step. exact: the fingerprints of each request's tokens."""
+        for request_id in output.finished_req_ids:
+            self.rows.pop(request_id, None)
+        starts = self._take_rows(output)
+        for request_id, num_tokens in output.num_scheduled_tokens.items():
+            start = starts[request_id]
+            assert len(self.rows[request_id]) <= self.width
+            row = BlockRow.parse(self.rows[request_id])
+            self._compute(row, exact[request_id], start, start + num_tokens)
+
+    def _take_rows(self, output: SchedulerOutput) -> dict[str, int]:
+        starts = {}
+        for new in output.scheduled_new_reqs:
+            self.rows[new.req_id] = list(new.block_ids[0])
+            starts[new.req_id] = new.num_computed_tokens
+        cached = output.scheduled_cached_reqs
+        for index, request_id in enumerate(cached.req_ids):
+            starts[request_id] = cached.num_computed_tokens[index]
+            blocks = cached.new_block_ids[index]
+            if request_id in cached.resumed_req_ids:
+                self.rows[request_id] = list(blocks[0])
+            elif blocks is not None:
+                self.rows[request_id] += blocks[0]
+        return starts
+
+    def _compute(self, row: BlockRow, exact: list[int], start: int, end: int) -> None:
+        length, is_compressed = row.num_prompt_tokens, bool(row.compressed_blocks)
+        if not is_compressed or start < length:
+            self._expect_exact(row, exact, 0, start)
+            exact_end = min(end, length) if is_compressed else end
+            for position in range(start, exact_end):
+                self._note(row, position, exact[position])
+        if is_compressed and start < length <= end:
+            assert start <= length - self.window, "the window's queries are not all in this step"
+            for block in row.compressed_blocks:
+                self.notes[block, 0] = ("compressed", exact[length - 1])
+        if is_compressed and end > length:
+            self._compute_after(row, exact, max(start, length), end)
+
+    def _compute_after(self, row: BlockRow, exact: list[int], start: int, end: int) -> None:
+        length = row.num_prompt_tokens
+        for block in row.compressed_blocks:
+            assert self.notes[block, 0] == ("compressed", exact[length - 1])
+        num_full = (length - self.window) // self.block_size
+        self._expect_exact(row, exact, num_full * self.block_size, length)
+        for position in range(length, start):
+            assert self._read(row, position) == ("after", exact[position])
+        for position in range(start, end):
+            self._note(row, position, ("after", exact[position]))
+
+    def _expect_exact(self, row: BlockRow, exact: list[int], start: int, end: int) -> None:
+        for position in range(start, end):
+            assert self._read(row, position) == exact[position]
+
+    def _slot(self, row: BlockRow, position: int) -> tuple[int, int]:
+        return row.blocks[position // self.block_size], position % self.block_size
+
+    def _read(self, row: BlockRow, position: int) -> object:
+        return self.notes[self._slot(row, position)]
+
+    def _note(self, row: BlockRow, position: int, note: object) -> None:
+        slot = self._slot(row, position)
+        assert slot[0] != 0, "the null block is written to"
+        self.notes[slot] = note
+
+
+class BookkeepingEngine:
+    """Schedules real requests step by step and checks the books at every one.
+
+    in_flight: steps that are scheduled before the first of them is finished; above 1 the
+    scheduler is the asynchronous one.
+    """
+
+    def __init__(self, config: VllmConfig, num_blocks: int, in_flight: int = 1) -> None:
+        self.settings = read_settings(config)
+        self.block_size = config.cache_config.block_size
+        config.cache_config.num_gpu_blocks = num_blocks
+        hash_function = get_hash_fn_by_name(config.cache_config.prefix_caching_hash_algo)
+        init_none_hash(hash_function)
+        self._hasher = get_request_block_hasher(self.block_size, hash_function)
+        spec = HeadKVSpec(
+            block_size=self.block_size,
+            num_kv_heads=2,
+            head_size=16,
+            dtype=config.model_config.dtype,
+        )
+        names = ["model.layers.0.self_attn.attn", "model.layers.1.self_attn.attn"]
+        kv_cache_config = KVCacheConfig(num_blocks, [], [KVCacheGroupSpec(names, spec)])
+        scheduler_class = HeadKVScheduler if in_flight == 1 else HeadKVAsyncScheduler
+        self.scheduler = scheduler_class(
+            config, kv_cache_config, StructuredOutputManager(config), self.block_size
+        )
+        width = spec.max_num_blocks_per_req(config, config.model_config.max_model_len)
+        self.worker = Worker(self.block_size, self.settings.window, width)
+        self._in_flight, self._depth = deque[SchedulerOutput](), in_flight
+        self._sampled: dict[int, set[str]] = {}
+        self._tokens: dict[str, list[int]] = {}
+        self._exact: dict[str, list[int]] = {}
+        self._watch_allocation()
+
+    @property
+    def manager(self) -> HeadKVManager:
+        (manager,) = self.scheduler.kv_cache_manager.coordinator.single_type_managers
+        return manager
+
+    @property
+    def num_free(self) -> int:
+        return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+    def add(
+        self, request_id: str, prompt: list[int], max_tokens: int, resumable: bool = False
+    ) -> Request:
+        """Queue a request. What it will generate is a matter of its name alone."""
+        parameters = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+        request = Request(
+            request_id, prompt, parameters, None, block_hasher=self._hasher, resumable=resumable
+        )
+        seed = sum(request_id.encode())
+        generated = [(seed + index * 7919) % 128 for index in range(max_tokens + 1)]
+        self._tokens[request_id] = prompt + generated
+        self._exact[request_id] = fingerprints(self._tokens[request_id])
+        self.scheduler.add_request(request)
+        return request
+
+    def tokens(self, request_id: str) -> list[int]:
+        """The prompt, and all that is or will be generated."""
+        return self._tokens[request_id]
+
+    def abort(self, request_id: str) -> None:
+        self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+
+    def step(self) -> SchedulerOutput:
+        """Schedule and execute a step, finish the oldest in flight, and check everything."""
+        output = self.scheduler.schedule()
+        self.worker.execute(output, self._exact)
+        self._in_flight.append(output)
+        self._sampled[id(output)] = {
+            request_id
+            for request_id in output.num_scheduled_tokens
+            if not self.scheduler.requests[request_id].is_prefill_chunk
+        }
+        self.check()
+        if len(self._in_flight) == self._depth:
+            self.finish_step()
+        return output
+
+    def finish_step(self) -> None:
+        """Hand the oldest step's results to the scheduler."""
+        output = self._in_flight.popleft()
+        sampled = self._sampled.pop(id(output))
+        request_ids = list(output.num_scheduled_tokens)
+        tokens = [[self._next(request)] if request in sampled else [] for request in request_ids]
+        order = {request_id: index for index, request_id in enumerate(request_ids)}
+        self.scheduler.update_from_output(output, ModelRunnerOutput(request_ids, order, tokens))
+        self.check()
+
+    def run(self, max_steps: int = 10_000) -> None:
+        """Step until nothing is left to do; raises when nothing moves any more."""
+        idle = 0
+        while self.scheduler.has_unfinished_requests():
+            output = self.step()
+            idle = 0 if output.total_num_scheduled_tokens else idle + 1
+            assert idle <= 2 * self._depth, "the scheduler is stuck"
+            max_steps -= 1
+            assert max_steps > 0
+        while self._in_flight:
+            self.finish_step()
+
+    def check(self) -> None:
+        """Each block is free or held, as often as rows hold it; and the scheduler's own checks."""
+        self.scheduler.check_integrity()
+        pool = self.scheduler.kv_cache_manager.block_pool
+        held: dict[int, int] = {}
+        for row in self.manager.req_to_blocks.values():
+            for block in row:
+                if not block.is_null:
+                    held[block.block_id] = held.get(block.block_id, 0) + 1
+        assert {b.block_id: b.ref_cnt for b in pool.blocks if b.ref_cnt > 0} == held
+        assert pool.get_num_free_blocks() + len(held) == pool.num_gpu_blocks - 1
+
+    def _next(self, request_id: str) -> int:
+        request = self.scheduler.requests.get(request_id)
+        if request is None:
+            return 0
+        return self._tokens[request_id][request.num_tokens]
+
+    def _watch_allocation(self) -> None:
+        """Hold the blocks that leave the free list against what the manager asked for."""
+        manager = self.scheduler.kv_cache_manager
+        ask, allocate = manager.coordinator.get_num_blocks_to_allocate, manager.allocate_slots
+        asked: list[tuple[int, int]] = []
+
+        def watched_ask(*args: Any, **kwargs: Any) -> int:
+            asked.append((ask(*args, **kwargs), self.num_free))
+            return asked[-1][0]
+
+        def watched_allocate(*args: Any, **kwargs: Any) -> Any:
+            blocks = allocate(*args, **kwargs)
+            if blocks is not None:
+                num_asked, free_before = asked[-1]
+                assert free_before - self.num_free == num_asked
+            return blocks
+
+        manager.coordinator.get_num_blocks_to_allocate = watched_ask
+        manager.allocate_slots = watched_allocate

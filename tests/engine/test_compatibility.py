@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cannot be served is refused at start-up, in one line, before any weight is read."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from vllm import ModelRegistry
+from vllm.model_executor.models.registry import _ModelInfo
+
+from headkv_vllm.errors import HeadKVError, ScoreFileError, SettingsError, UnsupportedError
+from headkv_vllm.scores.file import Provenance, ScoredModel, ScoreFile, write_score_file
+from headkv_vllm.scores.identity import identify_checkpoint
+from tests.engine.bookkeeping_engine import engine_config, write_model
+
+
+@pytest.fixture(autouse=True)
+def resolve_models_in_this_process(monkeypatch):
+    """vLLM would start a process for each model class, only to see what it supports."""
+    lazily_registered = type(ModelRegistry.models["LlamaForCausalLM"])
+
+    def inspect_model_cls(self):
+        return _ModelInfo.from_model_cls(self.load_model_cls())
+
+    monkeypatch.setattr(lazily_registered, "inspect_model_cls", inspect_model_cls)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_model(tmp_path / "model")
+
+
+def refusal(error_class, *arguments, **flags):
+    """The one line with which our part of vLLM's start-up refuses."""
+    with pytest.raises(HeadKVError) as raised:
+        engine_config(*arguments, **flags)
+    assert type(raised.value) is error_class
+    line = str(raised.value)
+    assert "\n" not in line
+    return line
+
+
+def like_llama(model_type, architecture, **changes):
+    return {"model_type": model_type, "architectures": [architecture], "head_dim": 16, **changes}
+
+
+SLIDING = ["sliding_attention", "full_attention"]
+SHORT = {"max_model_len": 64}
+MODELS = {
+    "Mistral with a sliding window": (
+        like_llama("mistral", "MistralForCausalLM", sliding_window=64),
+        "sliding-window attention (64)",
+    ),
+    "Qwen2 with a sliding window": (
+        like_llama(
+            "qwen2",
+            "Qwen2ForCausalLM",
+            use_sliding_window=True,
+            sliding_window=64,
+            max_window_layers=1,
+        ),
+        "sliding_attention",
+    ),
+    "Gemma 3, with sliding windows in some layers": (
+        like_llama("gemma3_text", "Gemma3ForCausalLM", sliding_window=64, layer_types=SLIDING),
+        "sliding_attention",
+    ),
+    "Qwen3-Next, with linear attention in some layers": (
+        like_llama(
+            "qwen3_next",
+            "Qwen3NextForCausalLM",
+            layer_types=["linear_attention", "full_attention"],
+        ),
+        "hybrid models",
+    ),
+    "Mamba, without attention": (like_llama("mamba", "MambaForCausalLM"), "hybrid models"),
+    "DeepSeek-V2": (
+        like_llama(
+            "deepseek_v2",
+            "DeepseekV2ForCausalLM",
+            num_key_value_heads=4,
+            kv_lora_rank=32,
+            qk_nope_head_dim=16,
+            qk_rope_head_dim=16,
+            v_head_dim=16,
+        ),
+        "MLA",
+    ),
+    "BLOOM": (like_llama("bloom", "BloomForCausalLM", n_layer=2, n_head=4), "ALiBi"),
+    "Falcon with ALiBi": (
+        {"model_type": "falcon", "architectures": ["FalconForCausalLM"], "alibi": True},
+        "ALiBi",
+    ),
+    "gpt-oss": (like_llama("gpt_oss", "GptOssForCausalLM", layer_types=SLIDING), "sliding"),
+    "gpt-oss of full attention only": (
+        like_llama(
+            "gpt_oss",
+            "GptOssForCausalLM",
+            sliding_window=None,
+            layer_types=["full_attention", "full_attention"],
+        ),
+        "attention sinks",
+    ),
+    "Granite with attention sinks": (
+        like_llama("granite", "GraniteForCausalLM", attention_sinks=True),
+        "attention sinks",
+    ),
+    "Whisper": (
+        {
+            "model_type": "whisper",
+            "architectures": ["WhisperForConditionalGeneration"],
+            "d_model": 64,
+            "max_target_positions": 128,
+        },
+        "encoder-decoder models",
+    ),
+    "BERT": (like_llama("bert", "BertModel"), "pooling models"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_that_cannot_be_compressed_is_refused(tmp_path, name):
+    changes, named = MODELS[name]
+    model = write_model(tmp_path / "model", **changes)
+    line = refusal(UnsupportedError, model, {}, **SHORT)
+    assert line.startswith("--attention-backend headkv does not support ")
+    assert named in line
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        like_llama("mistral", "MistralForCausalLM", sliding_window=None),
+        like_llama("qwen2", "Qwen2ForCausalLM", use_sliding_window=False, sliding_window=64),
+        like_llama("qwen3", "Qwen3ForCausalLM"),
+    ],
+    ids=["Llama", "Mistral", "Qwen2", "Qwen3"],
+)
+def test_a_decoder_of_full_attention_is_accepted(tmp_path, changes):
+    model = write_model(tmp_path / "model", **changes)
+    assert engine_config(model, {}).scheduler_config.scheduler_cls.endswith(".HeadKVScheduler")
+
+
+CONNECTOR = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
+FLAGS = [
+    ({"kv_transfer_config": CONNECTOR}, "--kv-transfer-config"),
+    ({"kv_offloading_size": 1}, "--kv-offloading-size"),
+    # Context parallelism of decoding asks vLLM itself for more ranks than KV heads.
+    (
+        {"decode_context_parallel_size": 2, "tensor_parallel_size": 4},
+        "--decode-context-parallel-size (2)",
+    ),
+    ({"prefill_context_parallel_size": 2}, "--prefill-context-parallel-size (2)"),
+    ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype ('fp8')"),
+    ({"kv_cache_dtype": "bfloat16"}, "--kv-cache-dtype ('bfloat16')"),
+    ({"block_size": 24}, "--block-size (24)"),
+    ({"block_size": 8}, "--block-size (8)"),
+    ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "--scheduler-cls"),
+    ({"runner": "pooling"}, "pooling models"),
+    (
+        {"attention_config": {"backend_per_kind": {"full_attention": "HEADKV"}}},
+        "backend_per_kind",
+    ),
+    ({"max_num_batched_tokens": 7, "max_num_seqs": 4}, "--max-num-batched-tokens 7"),
+    ({"long_prefill_token_threshold": 7}, "--long-prefill-token-threshold 7"),
+]
+
+
+@pytest.mark.parametrize(("flags", "named"), FLAGS, ids=[named for _, named in FLAGS])
+def test_a_flag_that_does_not_go_with_the_backend_is_refused(model, flags, named):
+    assert named in refusal(UnsupportedError, model, {}, **flags)
+
+
+@pytest.mark.parametrize("method", ["eagle", "draft_model"])
+def test_drafting_by_a_model_is_refused(model, method):
+    drafter = {"method": method, "model": str(model), "num_speculative_tokens": 2}
+    line = refusal(UnsupportedError, model, {}, speculative_config=drafter)
+    assert "speculative decoding" in line and method in line
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"block_size": 48},
+        {"kv_cache_dtype": "bfloat16", "dtype": "bfloat16"},
+        {"max_num_batched_tokens": 8, "max_num_seqs": 4},
+        {"long_prefill_token_threshold": 8},
+        {"tensor_parallel_size": 2},
+        {
+            "speculative_config": {
+                "method": "ngram",
+                "num_speculative_tokens": 2,
+                "prompt_lookup_max": 2,
+            }
+        },
+    ],
+    ids=str,
+)
+def test_what_is_just_allowed_is_accepted(model, flags):
+    assert engine_config(model, {}, **flags).scheduler_config.scheduler_cls is not None
+
+
+SETTINGS = [
+    ({"budget": -1}, "budget=-1"),
+    ({"budget": 8}, "budget=8"),
+    ({"budget": "many"}, "budget='many'"),
+    ({"budget": 64, "ratio": 0.5}, "exclude each other"),
+    ({"ratio": 0}, "ratio=0"),
+    ({"ratio": 1.5}, "ratio=1.5"),
+    ({"beta": 1}, "beta=1"),
+    ({"window": 0}, "window=0"),
+    ({"kernel_size": 4}, "kernel_size=4"),
+    ({"pooling": "sum"}, "pooling='sum'"),
+    ({"gqa_fold": "min"}, "gqa_fold='min'"),
+    ({"min_blocks": 0}, "min_blocks=0"),
+    ({"policy": "snapkv"}, "policy='snapkv'"),
+    ({"scores": ""}, "scores=''"),
+    ({"buget": 64}, "did you mean 'budget'"),
+]
+
+
+@pytest.mark.parametrize(("settings", "named"), SETTINGS, ids=[named for _, named in SETTINGS])
+def test_a_setting_that_is_not_allowed_is_refused(model, settings, named):
+    assert named in refusal(SettingsError, model, settings)
+
+
+def test_settings_that_are_no_mapping_are_refused(model):
+    line = refusal(SettingsError, model, {}, additional_config={"headkv": ["budget"]})
+    assert "must be a mapping" in line
+
+
+@pytest.fixture
+def checkpoint(model):
+    """The model folder with a file of weights, so that score files can be matched with it."""
+    save_file({"weight": np.zeros((2, 2), np.float32)}, model / "model.safetensors")
+    return model
+
+
+@pytest.fixture
+def scores(checkpoint, tmp_path):
+    """A score file for `checkpoint`, whose second KV head of the first layer scores highest."""
+    path = tmp_path / "scores.json"
+    file = ScoreFile(
+        schema_version=1,
+        model=ScoredModel(name="tiny", identity=identify_checkpoint(checkpoint)),
+        method="made up",
+        provenance=Provenance(tool_version="1"),
+        scores=[[0, 0, 2, 4], [1, 1, 1, 1]],
+    )
+    write_score_file(path, file)
+    return path
+
+
+def test_a_fitting_score_file_is_folded_and_sent_to_the_workers(checkpoint, scores):
+    config = engine_config(checkpoint, {"scores": str(scores)})
+    assert config.additional_config["headkv_scores"] == [[0, 0.75], [0.25, 0.25]]
+
+
+def test_a_missing_score_file_is_refused(checkpoint):
+    line = refusal(ScoreFileError, checkpoint, {"scores": "/none/such.json"})
+    assert "/none/such.json" in line and "No such file" in line
+
+
+def test_a_truncated_score_file_is_refused(checkpoint, scores):
+    scores.write_bytes(scores.read_bytes()[:-20])
+    assert "cut short" in refusal(ScoreFileError, checkpoint, {"scores": str(scores)})
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), -1.0])
+def test_scores_that_are_no_finite_positive_numbers_are_refused(checkpoint, scores, score):
+    document = json.loads(scores.read_text())
+    document["scores"][1][2] = score
+    scores.write_text(json.dumps(document))
+    assert "scores[1][2]" in refusal(ScoreFileError, checkpoint, {"scores": str(scores)})
+
+
+def test_a_score_file_of_another_model_is_refused(checkpoint, scores):
+    write_model(checkpoint, num_key_value_heads=4)
+    line = refusal(ScoreFileError, checkpoint, {"scores": str(scores)})
+    assert "num_kv_heads 2, this model has 4" in line
+
+
+def test_a_score_file_cannot_be_matched_with_a_model_without_weights(checkpoint, scores):
+    (checkpoint / "model.safetensors").unlink()
+    line = refusal(ScoreFileError, checkpoint, {"scores": str(scores)})
+    assert "cannot be matched with the model" in line
+
+
+def test_without_our_backend_nothing_is_refused(tmp_path):
+    """What another backend is asked to serve is none of our business."""
+    model = write_model(tmp_path / "model", **MODELS["Mistral with a sliding window"][0])
+    flags = {"attention_backend": None, "block_size": 24, "max_num_batched_tokens": 64}
+    config = engine_config(model, {"budget": -1}, **flags, max_num_seqs=4)
+    assert config.scheduler_config.scheduler_cls is None
