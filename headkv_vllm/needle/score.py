@@ -26,7 +26,7 @@ from headkv_vllm.scores.identity import identify_checkpoint
 
 METHOD: Final = "answer-mass"
 LENGTHS: Final = (512, 1024)
-SAMPLES_PER_CELL: Final = 8
+SAMPLES_PER_CELL: Final = 4
 SEED: Final = 1234
 DECIMALS: Final = 6
 

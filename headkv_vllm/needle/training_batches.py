@@ -17,12 +17,11 @@ from headkv_vllm.needle.vocabulary import (
     SPECIAL_WORDS,
     TOKEN_IDS,
     VALUE_IDS,
-    VALUES,
     WORDS,
 )
 
 MAX_ASKED = 6
-VALUES_PER_NEEDLE = (2, 3, 4, 5, 5, 5, 6)
+VALUES_PER_NEEDLE = (2, 3, 4, 4, 4, 5, 6)
 QUESTION_SHARE = (0.25, 0.5)
 """Share of a sequence that is questions and answers, drawn evenly from this range per batch."""
 TOKENS_PER_NEEDLE = (10, 45)
@@ -46,7 +45,11 @@ class TrainingBatch:
 
 
 def training_batch(
-    rng: np.random.Generator, batch_size: int, length: int, max_position: int, repeats: bool
+    rng: np.random.Generator,
+    batch_size: int,
+    length: int,
+    max_position: int,
+    repeats: bool,
 ) -> TrainingBatch:
     """A batch of `batch_size` sequences of `length` tokens.
 
@@ -63,7 +66,8 @@ def training_batch(
 
 def question_sequence(rng: np.random.Generator, length: int) -> tuple[list[int], list[int]]:
     """Token ids and labels of a haystack and its question blocks; only answers are labelled."""
-    haystack = draw_haystack(rng, int(length * (1 - rng.uniform(*QUESTION_SHARE))))
+    room = int(length * (1 - rng.uniform(*QUESTION_SHARE)))
+    haystack = draw_haystack(rng, room, int(rng.choice(VALUES_PER_NEEDLE)))
     words, trained = list(haystack.words), [False] * len(haystack.words)
     while block := draw_question(rng, haystack, length + 1 - len(words)):
         question, answer = block
@@ -76,12 +80,11 @@ def question_sequence(rng: np.random.Generator, length: int) -> tuple[list[int],
     return ids[:-1], labels[1:]
 
 
-def draw_haystack(rng: np.random.Generator, length: int) -> Haystack:
+def draw_haystack(rng: np.random.Generator, length: int, num_values: int) -> Haystack:
     """A haystack with a random number of needles and pointers that fits into `length`."""
-    num_values = int(rng.choice(VALUES_PER_NEEDLE))
     wanted = int(length / rng.uniform(*TOKENS_PER_NEEDLE))
     fitting = (length - 1) * 4 // (5 * (num_values + 2))
-    count = max(1, min(wanted, fitting, MAX_NEEDLES, len(VALUES) // num_values))
+    count = max(1, min(wanted, fitting, MAX_NEEDLES))
     num_pointers = min(count, (length - 1 - count * (num_values + 2)) // 3, 1 + count // 4)
     return bury(rng, draw_needles(rng, count, num_values, num_pointers), length)
 
