@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real vLLM engine in a process of its own, whose inside a test can look into.
+
+The engine core runs inside that process, not in another one behind it, so that functions sent
+there see the scheduler and its pool. Each function takes the `LLM` first and must be importable.
+"""
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+START_TIMEOUT = 240
+CALL_TIMEOUT = 280
+
+
+class EngineProcess:
+    """Starts an engine with the arguments of `vllm.LLM`, and calls functions inside it."""
+
+    def __init__(self, environment: dict[str, str] | None = None, **arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        inside = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **(environment or {})}
+        self._process = context.Process(target=_serve, args=(theirs, inside, arguments))
+        self._process.start()
+        theirs.close()
+        try:
+            self._receive(START_TIMEOUT)
+        except Exception:
+            self.stop()
+            raise
+
+    def call(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """`function(llm, *arguments, **named)`, run inside the engine's process."""
+        self._connection.send((function, arguments, named))
+        return self._receive(CALL_TIMEOUT)
+
+    def stop(self) -> None:
+        """End the process and wait for it."""
+        if self._process.is_alive():
+            self._connection.send(None)
+            self._process.join(30)
+        if self._process.is_alive():
+            self._process.kill()
+        self._connection.close()
+
+    def _receive(self, timeout: float) -> Any:
+        if not self._connection.poll(timeout):
+            raise TimeoutError(f"the engine did not answer within {timeout} s")
+        failure, result = self._connection.recv()
+        if failure is not None:
+            raise RuntimeError(f"inside the engine's process:\n{failure}")
+        return result
+
+
+def _serve(connection: Connection, environment: dict[str, str], arguments: dict[str, Any]) -> None:
+    os.environ.update(environment)
+    from vllm import LLM
+
+    llm = None
+    request: Any = (lambda _: None, (), {})
+    while request is not None:
+        function, positional, named = request
+        try:
+            llm = llm or LLM(**arguments)
+            answer = (None, function(llm, *positional, **named))
+        except Exception:
+            answer = (traceback.format_exc(), None)
+        connection.send(answer)
+        try:
+            request = connection.recv()
+        except EOFError:
+            break

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine answers a compressed prompt as plain PyTorch does, see `reference`."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.resources import scores_dir
+from tests.engine.conftest import Engines
+from tests.engine.inside import Answer, answer
+from tests.engine.prompts import needle_prompt
+from tests.engine.reference import Compression, Prefill, Reference, folded_scores
+
+pytestmark = pytest.mark.engine
+
+SCORES = scores_dir() / "needle.json"
+LENGTHS = (200, 512, 1000, 2048)
+BUDGETS = (40, 64, 128, 256)
+NUM_STEPS = 28
+"""The answer to four questions."""
+ROUNDING = 1e-3
+"""Of a log-probability: both sides compute in float32, in other orders."""
+
+
+class Case(NamedTuple):
+    """One engine. told: what the reference is told besides the budget and the scores."""
+
+    settings: dict[str, Any]
+    arguments: dict[str, Any]
+    told: dict[str, Any]
+    fold: str | None
+
+
+CASES = {
+    "headkv": Case({"budget": 128, "scores": str(SCORES)}, {}, {"block_size": 16}, "mean"),
+    "uniform": Case({"budget": 128, "policy": "uniform"}, {}, {"block_size": 16}, None),
+    "all settings": Case(
+        {
+            "budget": 128,
+            "scores": str(SCORES),
+            "gqa_fold": "max",
+            "beta": 2.0,
+            "window": 16,
+            "kernel_size": 5,
+        },
+        {"block_size": 32},
+        {"block_size": 32, "beta": 2.0, "window": 16, "kernel_size": 5},
+        "max",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def reference() -> Iterator[Reference]:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # engines have bound the cores to threads of their own
+    yield Reference(checkpoint_path())
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="module")
+def prefills(reference: Reference) -> dict[int, Prefill]:
+    return {length: reference.read(needle_prompt(length, seed=length)) for length in LENGTHS}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_tokens_and_logprobs_are_those_of_the_reference(
+    case: Case, engines: Engines, reference: Reference, prefills: dict[int, Prefill]
+) -> None:
+    engine = engines.headkv(case.settings, **case.arguments)
+    scores = case.fold and folded_scores(SCORES, reference.num_kv_heads, case.fold)
+    prompts = [needle_prompt(length, seed=length) for length in LENGTHS]
+    changed = []
+    for budget in BUDGETS:
+        how = Compression(budget, scores=scores or None, **case.told)
+        answers = engine.call(
+            answer, prompts, NUM_STEPS, budget=budget, logprobs=20, ignore_eos=True
+        )
+        for length, given in zip(LENGTHS, answers, strict=True):
+            expected = reference.answer(prefills[length], how, NUM_STEPS)
+            assert_same(given, expected, f"{length} tokens, budget {budget}")
+            whole = reference.answer(prefills[length], None, NUM_STEPS)
+            changed.append(float((expected[1] - whole[1]).abs().max()) > 10 * ROUNDING)
+    # Otherwise this would hold without any compression.
+    assert sum(changed) > len(changed) / 2
+
+
+def assert_same(given: Answer, expected: torch.Tensor, what: str) -> None:
+    """expected: [num_steps, vocabulary] log-probabilities.
+
+    Stops where rounding decides between two tokens: what follows are then different texts.
+    """
+    for step, (token, logprobs) in enumerate(zip(given.token_ids, given.logprobs, strict=True)):
+        for candidate, logprob in logprobs.items():
+            difference = abs(logprob - float(expected[step, candidate]))
+            assert difference < ROUNDING, f"{what}: step {step}, token {candidate}: {difference}"
+        best = int(expected[step].argmax())
+        if token != best:
+            gap = float(expected[step, best] - expected[step, token])
+            print(f"{what}: step {step}: {token} for {best}, {gap:.1e} apart")
+            assert gap < ROUNDING
+            return
