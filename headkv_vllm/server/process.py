@@ -2,6 +2,7 @@
 """A `vllm serve` that this program starts, waits for and stops."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import httpx
 from headkv_vllm.errors import HeadKVError
 
 HOST = "127.0.0.1"
-STOP_TIMEOUT = 30.0
+STOP_TIMEOUT = 60.0
 
 
 class ServerError(HeadKVError):
@@ -44,6 +45,7 @@ class ServerProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(environment or {})},
+                start_new_session=True,
             )
 
     @property
@@ -81,8 +83,16 @@ class ServerProcess:
         try:
             return self._process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            os.killpg(self.pid, signal.SIGKILL)
             return self._process.wait()
+
+    def has_processes(self) -> bool:
+        """Whether the server's first process, or any that it has started, is alive."""
+        try:
+            os.killpg(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm serve` with what a test reads off it: answers, log and metrics."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Self
+
+import httpx
+from openai import OpenAI
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from headkv_vllm.server.process import ServerProcess
+
+START_TIMEOUT = 480
+VLLM = str(Path(sys.executable).with_name("vllm"))
+
+
+class Server(ServerProcess):
+    """A server whose name for the model is `model`; healthy inside its `with`."""
+
+    model = "needle"
+
+    def __init__(self, checkpoint: Path, *arguments: str) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        name = ["--served-model-name", self.model]
+        log_path = Path(self._folder.name) / "server.log"
+        environment = {"VLLM_LOGGING_LEVEL": "INFO"}
+        super().__init__([str(checkpoint), *name, *arguments], log_path, environment)
+
+    def __enter__(self) -> Self:
+        try:
+            self.wait_until_healthy(START_TIMEOUT)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    @property
+    def client(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=120, max_retries=0)
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples, as /metrics has them now."""
+        return sum(sample.value for sample in self._samples() if sample.name == name)
+
+    def num_held_blocks(self) -> float:
+        """Blocks in use, by vLLM's own gauge."""
+        (info,) = (s for s in self._samples() if s.name == "vllm:cache_config_info")
+        num_blocks = int(info.labels["num_gpu_blocks"]) - 1
+        return self.metric("vllm:kv_cache_usage_perc") * num_blocks
+
+    def _samples(self) -> list[Sample]:
+        text = httpx.get(f"{self.url}/metrics").raise_for_status().text
+        families = text_string_to_metric_families(text)
+        return [sample for family in families for sample in family.samples]

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `vllm serve --attention-backend headkv` says and does as it starts."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle.tasks import generate_samples
+from headkv_vllm.needle.tokenizer import build_tokenizer
+from headkv_vllm.resources import scores_dir
+from tests.engine.server import VLLM, Server
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+HEADKV = ["--attention-backend", "headkv"]
+
+
+def settings(**given: Any) -> list[str]:
+    return ["--additional-config", json.dumps({"headkv": given})]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            settings(budget=-5),
+            "headkv setting budget=-5 is not allowed: it must be 0 (off) or an integer of at "
+            "least window + 1 (tokens)",
+        ),
+        (
+            settings(budgett=128),
+            "unknown headkv setting 'budgett': did you mean 'budget'? allowed are budget, ratio, "
+            "scores, beta, window, kernel_size, pooling, gqa_fold, min_blocks, policy",
+        ),
+        (
+            settings(scores="/no/scores.json"),
+            "score file '/no/scores.json' cannot be used: cannot be read (No such file or "
+            "directory), expected a JSON file",
+        ),
+        (
+            ["--block-size", "24"],
+            "--attention-backend headkv does not support --block-size (24): it must be a "
+            "multiple of 16",
+        ),
+    ],
+    ids=["value", "key", "score file", "flag"],
+)
+def test_a_mistake_is_one_line(arguments: list[str], line: str) -> None:
+    command = [VLLM, "serve", str(checkpoint_path()), *HEADKV, *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines().count(f"headkv: error: {line}") == 1
+    assert "Traceback" not in ended.stderr + ended.stdout
+
+
+@pytest.fixture
+def unknown_model(tmp_path: Path) -> Path:
+    """A checkpoint of random weights in a shape of its own."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = build_tokenizer(1024)
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=1024,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_model_without_scores_is_served_with_a_warning(unknown_model: Path) -> None:
+    with Server(unknown_model, *HEADKV, *settings(budget=64), "--enforce-eager") as server:
+        completion = server.client.completions.create(
+            model=server.model, prompt="river " * 500, max_tokens=8
+        )
+        warnings = [
+            line for line in server.log().splitlines() if "no head scores are bundled" in line
+        ]
+    assert completion.usage is not None and completion.usage.completion_tokens > 0
+    assert "WARNING" in warnings[0]
+    assert '--additional-config \'{"headkv": {"scores": "FILE.json"}}\'' in warnings[0]
+
+
+def test_the_backend_alone_is_enough() -> None:
+    """Budget 1,024 and block size 32 are the defaults, and the scores are found."""
+    (sample,) = generate_samples("single", 1200, 1, seed=5)
+    expected = sample.answer.split()
+    with Server(checkpoint_path(), *HEADKV) as server:
+        stream = server.client.completions.create(
+            model=server.model,
+            prompt=sample.prompt,
+            temperature=0,
+            max_tokens=6000,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        with stream:
+            text = ""
+            while len(text.split()) <= len(expected):
+                text += next(stream).choices[0].text
+            held = server.num_held_blocks()
+            generated = server.metric("vllm:generation_tokens_total")
+        log = server.log()
+    assert text.split()[: len(expected)] == expected
+    num_compressed_blocks = (1024 - 8) // 32
+    assert num_compressed_blocks < held <= num_compressed_blocks + 2 + generated // 32
+    assert str(scores_dir() / "needle.json") in log

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each tensor-parallel rank compresses its own KV heads, in as many head blocks as it has."""
+
+from typing import Any
+
+import pytest
+
+from headkv_vllm.engine.worker_heads import worker_kv_heads
+from headkv_vllm.needle.grading import grade
+from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle.tasks import generate_samples
+from tests.engine import inside
+from tests.engine.conftest import COMMON, Engines
+from tests.engine.engine_process import EngineProcess
+
+SETTINGS = {"budget": 128}
+
+
+@pytest.mark.parametrize(
+    ("num_kv_heads", "world_size", "expected"),
+    [
+        (4, 1, [[0, 1, 2, 3]]),
+        (4, 2, [[0, 1], [2, 3]]),
+        (4, 4, [[0], [1], [2], [3]]),
+        (2, 4, [[0], [0], [1], [1]]),
+        (1, 3, [[0], [0], [0]]),
+    ],
+    ids=["one rank", "two heads each", "one head each", "replicated", "one head for all"],
+)
+def test_heads_of_a_rank(num_kv_heads: int, world_size: int, expected: list[list[int]]) -> None:
+    ranks = range(world_size)
+    assert [worker_kv_heads(num_kv_heads, rank, world_size) for rank in ranks] == expected
+
+
+def dealt_out(llm: Any) -> list[list[tuple[int, list[list[int]]]]]:
+    """For each worker, K and n[L, H] of every length of prompt that it has compressed."""
+    return list(llm.collective_rpc(_dealt_out_here))
+
+
+def _dealt_out_here(worker: Any) -> list[tuple[int, list[list[int]]]]:
+    ((group,),) = worker.model_runner.attn_groups
+    allotments = group.get_metadata_builder()._planner._allotments
+    allotments.check_integrity()
+    return [(k, dealt.tolist()) for (k, _), dealt in allotments._kept.items()]
+
+
+def part_right(engine: EngineProcess) -> float:
+    asked = list(generate_samples("multi-query", 1024, 8, seed=3))
+    generated = engine.call(texts, [sample.prompt for sample in asked], max_tokens=32)
+    grades = [grade(s.answer, text) for s, text in zip(asked, generated, strict=True)]
+    return sum(g.questions_right for g in grades) / sum(g.questions for g in grades)
+
+
+def texts(llm: Any, prompts: list[str], max_tokens: int) -> list[str]:
+    tokens = inside.generate(llm, prompts, max_tokens)
+    return [llm.get_tokenizer().decode(answer) for answer in tokens]
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+def test_two_ranks_answer_from_their_own_head_blocks(engines: Engines) -> None:
+    one = engines.headkv(SETTINGS)
+    two = EngineProcess(
+        {"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
+        **{"model": str(checkpoint_path()), **COMMON},
+        attention_backend="HEADKV",
+        additional_config={"headkv": SETTINGS},
+        tensor_parallel_size=2,
+    )
+    try:
+        assert part_right(one) >= 0.9
+        # A rank has only its own head blocks to deal out, half of them here, so its retrieval
+        # heads get fewer than in one process. With equal budgets a third would be right.
+        assert part_right(two) >= 0.8
+        (whole,) = one.call(dealt_out)
+        first, second = two.call(dealt_out)
+    finally:
+        two.stop()
+    num_compressed_blocks = (128 - 8) // 16
+    for rank, num_kv_heads in ((whole, 4), (first, 2), (second, 2)):
+        ((k, dealt),) = rank
+        assert k == num_compressed_blocks
+        assert [len(layer) for layer in dealt] == [num_kv_heads] * 4
+        assert sum(map(sum, dealt)) == k * 4 * num_kv_heads
+    assert first != second
