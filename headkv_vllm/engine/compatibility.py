@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headkv_vllm.config import Settings
+from headkv_vllm.engine.names import ASYNC_SCHEDULER_PATH, SCHEDULER_PATH
 from headkv_vllm.errors import UnsupportedError, shown
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 BLOCK_SIZE_MULTIPLE = 16
-OUR_SCHEDULERS = "headkv_vllm.engine.scheduler."
 
 
 class Rule(NamedTuple):
@@ -83,8 +83,7 @@ def _speculation(vllm_config: "VllmConfig") -> object:
 
 def _scheduler(vllm_config: "VllmConfig") -> object:
     scheduler_cls = vllm_config.scheduler_config.scheduler_cls
-    is_ours = isinstance(scheduler_cls, str) and scheduler_cls.startswith(OUR_SCHEDULERS)
-    return None if scheduler_cls is None or is_ours else scheduler_cls
+    return None if scheduler_cls in (None, SCHEDULER_PATH, ASYNC_SCHEDULER_PATH) else scheduler_cls
 
 
 def _block_size(vllm_config: "VllmConfig") -> object:

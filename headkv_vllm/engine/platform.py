@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.platforms.cpu import CpuPlatform
 
-from headkv_vllm.engine.plugin import BACKEND_NAME, BACKEND_PATH, DEFAULT_BLOCK_SIZE
+from headkv_vllm.engine.names import (
+    ASYNC_SCHEDULER_PATH,
+    BACKEND_NAME,
+    BACKEND_PATH,
+    DEFAULT_BLOCK_SIZE,
+    SCHEDULER_PATH,
+)
 from headkv_vllm.errors import HeadKVError
 
 if TYPE_CHECKING:
@@ -77,8 +83,8 @@ def _prepare(vllm_config: "VllmConfig") -> None:
     check_supported(vllm_config, settings)
     resolve_scores(vllm_config, settings)
     scheduler_config = vllm_config.scheduler_config
-    name = "HeadKVAsyncScheduler" if scheduler_config.async_scheduling else "HeadKVScheduler"
-    scheduler_config.scheduler_cls = f"headkv_vllm.engine.scheduler.{name}"
+    is_async = scheduler_config.async_scheduling
+    scheduler_config.scheduler_cls = ASYNC_SCHEDULER_PATH if is_async else SCHEDULER_PATH
 
 
 def _report_in_one_line() -> None:

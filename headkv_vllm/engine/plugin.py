@@ -3,11 +3,7 @@
 
 from typing import Any
 
-BACKEND_NAME = "HEADKV"
-BACKEND_PATH = "headkv_vllm.engine.backends.cpu.HeadKVCpuBackend"
-PLATFORM_PATH = "headkv_vllm.engine.platform.HeadKVCpuPlatform"
-DEFAULT_BLOCK_SIZE = 32
-"""Small blocks give the heads finer budgets; the CPU kernels want multiples of 32."""
+from headkv_vllm.engine.names import BACKEND_NAME, BACKEND_PATH, PLATFORM_PATH
 
 
 def register() -> None:
@@ -18,7 +14,7 @@ def register() -> None:
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     _serve_explicit_cpu_target()
-    if BACKEND_NAME in AttentionBackendEnum.__members__:
+    if BACKEND_NAME in AttentionBackendEnum.__members__ or _is_foreign_cpu_platform():
         return
     register_backend(BACKEND_NAME, BACKEND_PATH)
     # A member that was added at run time pickles by value, and a spawned engine process unpickles
@@ -59,6 +55,18 @@ def _serve_explicit_cpu_target() -> None:
         from headkv_vllm.engine.platform import HeadKVCpuPlatform
 
         current_platform.__class__ = HeadKVCpuPlatform
+
+
+def _is_foreign_cpu_platform() -> bool:
+    """Whether another CPU platform than ours is in charge, such as that for AMD's zentorch.
+
+    Like stock vLLM's it would ignore the flag and serve with its own backend; as long as it does
+    not know our name, vLLM refuses the flag.
+    """
+    from vllm.platforms import current_platform
+
+    path = f"{type(current_platform).__module__}.{type(current_platform).__qualname__}"
+    return bool(current_platform.is_cpu()) and path != PLATFORM_PATH
 
 
 def _reduce_backend(protocol: int) -> tuple[Any, ...]:

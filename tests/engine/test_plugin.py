@@ -185,3 +185,36 @@ def test_a_layer_of_another_kind_is_refused():
     )
     with pytest.raises(UnsupportedError, match="layers with SlidingWindowSpec"):
         HeadKVCpuBackend.customize_spec(spec)
+
+
+REGISTER_ON = """
+import sys
+import vllm.platforms
+from vllm.platforms.cpu import CpuPlatform
+
+class OtherCpuPlatform(CpuPlatform):
+    pass
+
+vllm.platforms._current_platform = {"plain": CpuPlatform, "other": OtherCpuPlatform}[sys.argv[1]]()
+from headkv_vllm.engine.plugin import register
+register()
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+print(type(vllm.platforms.current_platform).__name__, "HEADKV" in AttentionBackendEnum.__members__)
+"""
+
+
+@pytest.mark.parametrize(
+    ("platform", "found"),
+    [("plain", "HeadKVCpuPlatform True"), ("other", "OtherCpuPlatform False")],
+)
+def test_a_cpu_platform_that_would_ignore_the_flag_becomes_ours_or_never_knows_it(
+    platform: str, found: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", REGISTER_ON, platform],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1:] == [found], done.stderr

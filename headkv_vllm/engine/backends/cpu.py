@@ -11,7 +11,7 @@ from headkv_vllm.engine.backends.cpu_attention import HeadKVCpuImpl
 from headkv_vllm.engine.backends.cpu_metadata import HeadKVCpuMetadataBuilder
 from headkv_vllm.engine.compatibility import BLOCK_SIZE_MULTIPLE
 from headkv_vllm.engine.kv_cache import HeadKVSpec
-from headkv_vllm.engine.plugin import BACKEND_NAME, DEFAULT_BLOCK_SIZE
+from headkv_vllm.engine.names import BACKEND_NAME, DEFAULT_BLOCK_SIZE
 from headkv_vllm.errors import UnsupportedError, shown
 
 

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What vLLM knows us by. Imports nothing, so that every part of the plugin may import it."""
+
+BACKEND_NAME = "HEADKV"
+BACKEND_PATH = "headkv_vllm.engine.backends.cpu.HeadKVCpuBackend"
+PLATFORM_PATH = "headkv_vllm.engine.platform.HeadKVCpuPlatform"
+SCHEDULER_PATH = "headkv_vllm.engine.scheduler.HeadKVScheduler"
+ASYNC_SCHEDULER_PATH = "headkv_vllm.engine.scheduler.HeadKVAsyncScheduler"
+
+DEFAULT_BLOCK_SIZE = 32
+"""Small blocks give the heads finer budgets; the CPU kernels want multiples of 32."""
