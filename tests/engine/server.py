@@ -45,11 +45,11 @@ class Server(ServerProcess):
         """The sum of a metric's samples, as /metrics has them now."""
         return sum(sample.value for sample in self._samples() if sample.name == name)
 
-    def num_held_blocks(self) -> float:
-        """Blocks in use, by vLLM's own gauge."""
+    def num_held_blocks(self) -> int:
+        """Blocks in use, by vLLM's own gauge, which is a share of all."""
         (info,) = (s for s in self._samples() if s.name == "vllm:cache_config_info")
         num_blocks = int(info.labels["num_gpu_blocks"]) - 1
-        return self.metric("vllm:kv_cache_usage_perc") * num_blocks
+        return round(self.metric("vllm:kv_cache_usage_perc") * num_blocks)
 
     def _samples(self) -> list[Sample]:
         text = httpx.get(f"{self.url}/metrics").raise_for_status().text
