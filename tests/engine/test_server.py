@@ -2,8 +2,7 @@
 """The needle model behind vLLM's own server, asked by the official client."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from math import exp
@@ -22,7 +21,7 @@ from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import Sample, Task, generate_samples
 from headkv_vllm.needle.vocabulary import EOS
 from headkv_vllm.resources import scores_dir
-from tests.engine.server import Server
+from tests.engine.server import Server, wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -61,13 +60,6 @@ def answer(server: Server, prompt: str) -> str:
 def part_right(asked: list[Sample], texts: list[str]) -> float:
     grades = [grade(s.answer, text) for s, text in zip(asked, texts, strict=True)]
     return sum(g.questions_right for g in grades) / sum(g.questions for g in grades)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not so within {seconds} s"
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("task", ["single", "multi-query"])
@@ -168,9 +160,7 @@ def test_metrics_count_what_was_asked(server: Server) -> None:
 def test_a_client_that_goes_away_gives_its_blocks_back(server: Server) -> None:
     plan = request_budget(Settings.parse(SETTINGS), NUM_TOKENS, BLOCK_SIZE)
     before = server.metric("vllm:generation_tokens_total")
-    long_answer = {"max_tokens": 7000, "extra_body": {"ignore_eos": True}}
-    with complete(server, samples()[0].prompt, stream=True, **long_answer) as stream:
-        next(stream)
+    with server.abandoned_request(samples()[0].prompt, max_tokens=7000):
         # The gauge shows the whole prompt until the step after it has been counted.
         wait_for(lambda: holds_its_share(server, plan.num_compressed_blocks, before))
     wait_for(lambda: server.num_held_blocks() == 0)
