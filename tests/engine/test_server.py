@@ -14,8 +14,6 @@ import openai
 import pytest
 
 import headkv_vllm
-from headkv_vllm.budgets.request import request_budget
-from headkv_vllm.config import Settings
 from headkv_vllm.needle.grading import grade
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import Sample, Task, generate_samples
@@ -158,21 +156,11 @@ def test_metrics_count_what_was_asked(server: Server) -> None:
 
 
 def test_a_client_that_goes_away_gives_its_blocks_back(server: Server) -> None:
-    plan = request_budget(Settings.parse(SETTINGS), NUM_TOKENS, BLOCK_SIZE)
     before = server.metric("vllm:generation_tokens_total")
-    with server.abandoned_request(samples()[0].prompt, max_tokens=7000):
-        # The gauge shows the whole prompt until the step after it has been counted.
-        wait_for(lambda: holds_its_share(server, plan.num_compressed_blocks, before))
+    server.abandon(samples()[0].prompt, max_tokens=7000)
     wait_for(lambda: server.num_held_blocks() == 0)
     assert server.metric("vllm:num_requests_running") == 0
-    assert num_generated(server, before) < 7000
-
-
-def holds_its_share(server: Server, num_compressed_blocks: int, before: float) -> bool:
-    """The compressed blocks, the prompt's last one, and those of the generated tokens."""
-    held = server.num_held_blocks()
-    num_tail_blocks = 1 + num_generated(server, before) // BLOCK_SIZE + 1
-    return num_compressed_blocks < held <= num_compressed_blocks + num_tail_blocks
+    assert 0 < num_generated(server, before) < 7000
 
 
 def num_generated(server: Server, before: float) -> float:
