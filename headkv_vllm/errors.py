@@ -18,6 +18,18 @@ class ScoreFileError(HeadKVError):
     """A score file, or the checkpoint it is to be matched with, cannot be used."""
 
 
+class SamplesError(HeadKVError):
+    """A sample, or the text that it is to be hidden in, cannot be used."""
+
+
+class ModelError(HeadKVError):
+    """A checkpoint cannot be loaded, or has no attention that can be measured."""
+
+
+class ScoringError(HeadKVError):
+    """Head scores could not be measured."""
+
+
 class UnsupportedError(HeadKVError):
     """The model, the platform or a vLLM option does not go together with this package."""
 

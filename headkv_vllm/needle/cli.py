@@ -2,6 +2,7 @@
 """`headkv needle ...`: the bundled model's folder, and prompts for it."""
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -49,3 +50,24 @@ def prompts(
         raise typer.BadParameter(str(error)) from None
     for sample in samples:
         typer.echo(json.dumps({"prompt": sample.prompt, "answer": sample.answer}))
+
+
+@needle_app.command()
+def samples(
+    tokens: Annotated[
+        list[int], typer.Option(help="Prompt length; give it more than once for several.")
+    ] = [512, 1024],  # noqa: B006
+    n: Annotated[int, typer.Option(help="Number of samples of each task and length.")] = 4,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = 1234,
+) -> None:
+    """Print samples for `headkv score --samples`, all tasks, as JSON lines.
+
+    Score the model with --template '{context} {question}'.
+    """
+    from headkv_vllm.needle.score_samples import score_samples
+
+    try:
+        for sample in score_samples(tokens, n, seed):
+            typer.echo(json.dumps(asdict(sample)))
+    except SettingsError as error:
+        raise typer.BadParameter(str(error)) from None

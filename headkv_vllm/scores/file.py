@@ -34,7 +34,9 @@ class ScoredModel(BaseModel):
 class Provenance(BaseModel):
     """How the scores came about; what is unknown, as in an imported file, is left out.
 
-    lengths: prompt lengths of the samples, in tokens.
+    num_accepted: of the samples, those whose answer was right and that the scores are from.
+    lengths: prompt lengths of the samples, in tokens. data: what the samples are.
+    template, chat: how a sample became a prompt. dtype: what the model computed in.
     """
 
     model_config = _CONFIG
@@ -42,7 +44,12 @@ class Provenance(BaseModel):
     tool_version: str = Field(min_length=1)
     seed: int | None = None
     num_samples: int | None = Field(default=None, ge=1)
+    num_accepted: int | None = Field(default=None, ge=1)
     lengths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), strict=False)
+    data: str | None = None
+    template: str | None = None
+    chat: bool | None = None
+    dtype: str | None = None
     notes: str | None = None
 
 

@@ -54,7 +54,7 @@ def resolve(settings: Settings, identity: ModelIdentity) -> HeadScores:
 def needs_file(settings: Settings) -> bool:
     """Whether the settings ask for scores that differ from head to head."""
     if settings.scores == "auto":
-        return settings.policy != "uniform"
+        return settings.uses_scores
     return settings.scores != "uniform"
 
 

@@ -2,9 +2,10 @@
 """The score files that come with this package."""
 
 import logging
+import os
 from pathlib import Path
 
-from headkv_vllm.errors import ScoreFileError
+from headkv_vllm.errors import ScoreFileError, shown
 from headkv_vllm.resources import scores_dir
 from headkv_vllm.scores.file import read_score_file
 from headkv_vllm.scores.identity import ModelIdentity
@@ -27,3 +28,20 @@ def find_bundled(identity: ModelIdentity, folder: Path | None = None) -> Path | 
         if made_for.fingerprint == identity.fingerprint:
             return path
     return None
+
+
+def find_score_file(text: str) -> Path:
+    """The score file that a user means by `text`: a file's path, or else a bundled file's name.
+
+    Raises ScoreFileError when it is neither.
+    """
+    path = os.path.expanduser(text)
+    if os.path.isfile(path):
+        return Path(path)
+    bundled = {path.stem: path for path in sorted(scores_dir().glob("*.json"))}
+    if text in bundled:
+        return bundled[text]
+    raise ScoreFileError(
+        f"no score file {shown(text)}: expected the path of a file, or the name of a bundled one: "
+        f"{', '.join(bundled)}"
+    )

@@ -11,9 +11,11 @@ from headkv_vllm.needle.answers import question_accuracy
 from headkv_vllm.needle.attention import ATTENTION, reduced_masks
 from headkv_vllm.needle.grading import grade
 from headkv_vllm.needle.model import needle_config
-from headkv_vllm.needle.score import score_checkpoint
 from headkv_vllm.needle.tasks import TASKS, generate_samples
 from headkv_vllm.needle.vocabulary import EOS, TOKEN_IDS
+from headkv_vllm.resources import scores_dir
+from headkv_vllm.scores.file import read_score_file
+from headkv_vllm.scores.folding import fold_query_heads
 
 SEED = 77
 WINDOW = 8
@@ -32,8 +34,8 @@ def model():
 @pytest.fixture(scope="module")
 def retrieval_heads():
     """Bool [num_layers, num_kv_heads]: the two KV heads of 16 that score highest."""
-    samples = [next(generate_samples(task, 512, 1, SEED)) for task in TASKS]
-    scores = score_checkpoint(checkpoint_path(), samples).reshape(4, 4, 2).mean(-1)
+    file = read_score_file(scores_dir() / "needle.json")
+    scores = fold_query_heads(file.values, 4, "mean")
     return torch.from_numpy(scores >= np.sort(scores, axis=None)[-2])
 
 

@@ -89,7 +89,9 @@ def test_auto_without_a_file_is_uniform_and_says_how_to_change_that(identity, bu
     assert identity.fingerprint[:12] in found.warning
 
 
-@pytest.mark.parametrize("settings", [Settings(scores="uniform"), Settings(policy="uniform")])
+@pytest.mark.parametrize(
+    "settings", [Settings(scores="uniform"), Settings(policy="uniform"), Settings(policy="adakv")]
+)
 def test_uniform_on_purpose_needs_no_warning(identity, bundled, settings):
     found = resolve(settings, identity)
     _assert_uniform(found, identity)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`headkv plan FILE`: what a budget comes to, for one model and one prompt length."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headkv_vllm.command_line import readable_errors
+from headkv_vllm.errors import SettingsError, shown
+
+if TYPE_CHECKING:
+    from headkv_vllm.budgets.plan import Plan
+
+BYTES_PER_ELEMENT = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4, "fp8": 1}
+"""By vLLM's names. "auto" is the model's type, which vLLM makes one of 16 bits unless told."""
+
+
+def plan(
+    file: Annotated[
+        str, typer.Argument(help="Score file, or the name of a bundled one, such as needle.")
+    ],
+    prompt_tokens: Annotated[int, typer.Option(help="Length of the prompt in tokens.")],
+    budget: Annotated[
+        int | None, typer.Option(help="Prompt tokens kept per KV head on average, window included.")
+    ] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="The same as a part of the prompt, instead of --budget.")
+    ] = None,
+    block_size: Annotated[int, typer.Option(help="vLLM's --block-size, in tokens.")] = 32,
+    policy: Annotated[
+        str | None, typer.Option(help="headkv, uniform or another policy of the settings.")
+    ] = None,
+    beta: Annotated[
+        float | None,
+        typer.Option(help="Above 1. The larger, the less of the budget goes by score."),
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Last tokens of the prompt, which choose what is kept.")
+    ] = None,
+    gqa_fold: Annotated[
+        str | None,
+        typer.Option(help="mean, max or sum: a KV head's score from those of its query heads."),
+    ] = None,
+    min_blocks: Annotated[
+        int | None, typer.Option(help="The fewest blocks that a head keeps before the tail.")
+    ] = None,
+    kv_cache_dtype: Annotated[
+        str,
+        typer.Option(help=f"{', '.join(BYTES_PER_ELEMENT)}. auto counts 2 bytes per number."),
+    ] = "auto",
+    tensor_parallel_size: Annotated[
+        int, typer.Option(help="Ranks, each of which deals out blocks among its own heads.")
+    ] = 1,
+    png: Annotated[
+        Path | None, typer.Option(help="Picture to write: the blocks of every head.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Show what every KV head would keep of a prompt, and the memory that this saves.
+
+    Starts no server and loads no model. A setting that is not given is as in vllm serve.
+    """
+    given = {
+        "budget": budget,
+        "ratio": ratio,
+        "policy": policy,
+        "beta": beta,
+        "window": window,
+        "gqa_fold": gqa_fold,
+        "min_blocks": min_blocks,
+    }
+    with readable_errors():
+        made = _make_plan(
+            file, given, prompt_tokens, block_size, kv_cache_dtype, tensor_parallel_size
+        )
+        if png is not None:
+            _draw(made, file, png)
+    if as_json:
+        typer.echo(made.model_dump_json(indent=2))
+    else:
+        from headkv_vllm.budgets.report import print_plan
+
+        print_plan(made)
+
+
+def _make_plan(
+    file: str,
+    given: dict[str, Any],
+    num_prompt_tokens: int,
+    block_size: int,
+    kv_cache_dtype: str,
+    tensor_parallel_size: int,
+) -> "Plan":
+    from headkv_vllm.budgets.plan import make_plan
+    from headkv_vllm.config import Settings
+    from headkv_vllm.scores.file import read_score_file
+    from headkv_vllm.scores.head_scores import load
+    from headkv_vllm.scores.library import find_score_file
+
+    settings = Settings.parse({key: value for key, value in given.items() if value is not None})
+    bytes_per_element = _bytes_per_element(kv_cache_dtype)
+    path = find_score_file(file)
+    identity = read_score_file(path).model.identity
+    _check_ranks(tensor_parallel_size, identity.num_heads)
+    return make_plan(
+        load(path, settings, identity).values,
+        settings,
+        num_prompt_tokens,
+        block_size,
+        identity.head_size,
+        bytes_per_element,
+        tensor_parallel_size,
+    )
+
+
+def _bytes_per_element(kv_cache_dtype: str) -> int:
+    if kv_cache_dtype not in BYTES_PER_ELEMENT:
+        raise SettingsError(
+            f"KV cache dtype {shown(kv_cache_dtype)} is not allowed: it must be one of "
+            f"{', '.join(BYTES_PER_ELEMENT)}"
+        )
+    return BYTES_PER_ELEMENT[kv_cache_dtype]
+
+
+def _check_ranks(world_size: int, num_heads: int) -> None:
+    if world_size < 1 or num_heads % world_size:
+        raise SettingsError(
+            f"tensor parallel size {shown(world_size)} is not allowed: it must divide the model's "
+            f"{num_heads} attention heads"
+        )
+
+
+def _draw(plan: "Plan", file: str, path: Path) -> None:
+    import numpy as np
+
+    from headkv_vllm.pictures import heat_map
+
+    title = f"{Path(file).stem}: what each KV head keeps of {plan.num_prompt_tokens:,} tokens"
+    label = f"blocks of {plan.block_size} tokens"
+    heat_map(np.array(plan.head_blocks), title, label, path, "KV head")

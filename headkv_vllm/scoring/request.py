@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `headkv score` is asked for, checked before a model is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from headkv_vllm.errors import SettingsError, shown
+from headkv_vllm.scoring.methods import METHODS, Method
+from headkv_vllm.scoring.prompts import DEFAULT_TEMPLATE, Template
+from headkv_vllm.scoring.source import BuiltInSource, FileSource, Source
+
+DEFAULT_LENGTHS = "1024,2048,4096"
+DEFAULT_SEED = 0
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and how the model runs; see `load_checkpoint`. threads: of the CPU, None for all."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Which scores of which model go into which file."""
+
+    model: str
+    revision: str | None
+    name: str
+    method: Method
+    source: Source
+    template: Template
+    out: Path
+
+
+def parse_method(text: str) -> Method:
+    """The scoring method of this name. Raises SettingsError."""
+    for method in METHODS:
+        if text == method:
+            return method
+    raise SettingsError(f"--method is {shown(text)}, allowed are {', '.join(METHODS)}")
+
+
+def parse_source(
+    samples: str, lengths: str | None, seed: int | None, haystack: Path | None
+) -> Source:
+    """`samples` is a number of built-in samples per length, or a file, which excludes the rest.
+
+    Raises SettingsError, and SamplesError when a file cannot be used.
+    """
+    if not samples.lstrip("+-").isdigit():
+        _refuse_beside_file({"--lengths": lengths, "--seed": seed, "--haystack": haystack})
+        return FileSource.at(Path(samples))
+    parts = (DEFAULT_LENGTHS if lengths is None else lengths).split(",")
+    return BuiltInSource.hidden_in(
+        haystack,
+        per_length=_integer("--samples", samples, least=1),
+        lengths=tuple(_integer("--lengths", part.strip(), least=1) for part in parts),
+        seed=_integer("--seed", str(DEFAULT_SEED if seed is None else seed), least=0),
+    )
+
+
+def parse_template(text: str | None, *, chat: bool) -> Template:
+    """The prompt's template, the default one for None. Raises SamplesError."""
+    return Template(DEFAULT_TEMPLATE if text is None else text, chat)
+
+
+def _refuse_beside_file(options: dict[str, object]) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise SettingsError(f"{option} is for built-in samples, but --samples is a file")
+
+
+def _integer(option: str, text: str, *, least: int) -> int:
+    if not text.isdigit() or int(text) < least:
+        raise SettingsError(f"{option} is {shown(text)}, allowed are integers from {least}")
+    return int(text)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A question about a long text, its answer, and where in the text the answer can be seen."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from headkv_vllm.errors import SamplesError, shown
+
+MAX_FILE_BYTES: Final = 2**30
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question. The model passes when it gives `answer`, and is watched while it does.
+
+    evidence: character spans `[start, end)` of `context`, ascending, not empty, apart from each
+        other: the statement that answers the question.
+    """
+
+    context: str
+    question: str
+    answer: str
+    evidence: tuple[Span, ...]
+
+
+class SampleLine(BaseModel):
+    """A line of a samples file, see `read_samples`. Descriptions say what is allowed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    context: str = Field(pattern=r"\S", description="a text")
+    question: str = Field(pattern=r"\S", description="a text")
+    answer: str = Field(pattern=r"\S", description="a text")
+    evidence: str | Span | tuple[str | Span, ...] | None = Field(
+        default=None,
+        description="a text from the context, a span of characters [start, end], or a list of them",
+    )
+
+    def to_sample(self) -> Sample:
+        """The sample with its evidence as spans. Raises SamplesError without file and line."""
+        spans = [span for part in self._parts() for span in self._find(part)]
+        return Sample(self.context, self.question, self.answer, merge(spans))
+
+    def _parts(self) -> tuple[str | Span | None, ...]:
+        match self.evidence:
+            case None | str() | (int(), int()):
+                return (cast("str | Span | None", self.evidence),)
+            case ():
+                raise SamplesError("evidence is an empty list, allowed is to leave it out")
+        return self.evidence
+
+    def _find(self, part: str | Span | None) -> list[Span]:
+        if part is None:
+            return self._find_answer()
+        if isinstance(part, str):
+            return self._find_text(part)
+        start, end = part
+        if not 0 <= start < end <= len(self.context):
+            raise SamplesError(
+                f"evidence is [{start}, {end}], allowed are 0 <= start < end <= "
+                f"{len(self.context)}, the context's characters"
+            )
+        return [part]
+
+    def _find_answer(self) -> list[Span]:
+        """Whole words if there are any: 'no' does not stand in 'know'."""
+        places = list(occurrences(self.context, self.answer))
+        if not places:
+            raise SamplesError(
+                f"the answer {shown(self.answer)} is not in the context, so evidence is needed"
+            )
+        whole_words = re.compile(rf"(?<!\w){re.escape(self.answer)}(?!\w)")
+        return [span for span in places if whole_words.match(self.context, span[0])] or places
+
+    def _find_text(self, text: str) -> list[Span]:
+        places = list(occurrences(self.context, text)) if text.strip() else []
+        if len(places) != 1:
+            raise SamplesError(
+                f"the evidence {shown(text)} is {len(places)} times in the context, allowed is once"
+            )
+        return places
+
+
+def read_samples(path: Path) -> tuple[Sample, ...]:
+    """The samples in a file of JSON lines: `{context, question, answer, evidence (optional)}`.
+
+    evidence is a text that stands in the context once, a span of characters `[start, end)`, or a
+    list of such; without it, every place where the answer stands in the context, as whole words
+    if it does so anywhere. Blank lines are skipped.
+
+    Raises SamplesError, one line with the file and the line number, when the file cannot be read,
+    is empty or larger than MAX_FILE_BYTES, or a line is not as described.
+    """
+    samples = tuple(
+        _parse(path, number, line)
+        for number, line in enumerate(_read_bytes(path).split(b"\n"), start=1)
+        if line.strip()
+    )
+    if not samples:
+        raise SamplesError(f"samples file {str(path)!r} is empty, expected a JSON object per line")
+    return samples
+
+
+def merge(spans: Iterable[Span]) -> tuple[Span, ...]:
+    """The same characters as ascending spans that neither overlap nor touch."""
+    merged: list[Span] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            start, end = merged[-1][0], max(end, merged[-1][1])
+            merged.pop()
+        merged.append((start, end))
+    return tuple(merged)
+
+
+def occurrences(text: str, part: str) -> Iterator[Span]:
+    """Every span of `text` that reads `part`, which is not empty, overlapping ones too."""
+    start = text.find(part)
+    while start >= 0:
+        yield start, start + len(part)
+        start = text.find(part, start + 1)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise SamplesError(f"samples file {str(path)!r} is no regular file")
+        if size > MAX_FILE_BYTES:
+            raise SamplesError(
+                f"samples file {str(path)!r} has {size} bytes, allowed are {MAX_FILE_BYTES}"
+            )
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise SamplesError(f"samples file {str(path)!r} cannot be read: {error.strerror}") from None
+
+
+def _parse(path: Path, number: int, line: bytes) -> Sample:
+    try:
+        return SampleLine.model_validate_json(line.decode()).to_sample()
+    except UnicodeDecodeError:
+        reason = "it is not UTF-8"
+    except ValidationError as error:
+        reason = _explain(error)
+    except SamplesError as error:
+        reason = str(error)
+    raise SamplesError(f"samples file {str(path)!r}, line {number}: {reason}")
+
+
+def _explain(error: ValidationError) -> str:
+    # A misspelt key explains a missing one.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    fields = SampleLine.model_fields
+    key = str(first["loc"][0]) if first["loc"] else ""
+    match first["type"]:
+        case "json_invalid":
+            return f"it is not valid JSON: {first['ctx']['error']}"
+        case "missing":
+            return f"{key} is missing"
+        case "extra_forbidden":
+            return f"{shown(key)} is not a key, allowed are {', '.join(fields)}"
+    if not key:
+        return f"it is {shown(first['input'])}, expected a JSON object"
+    return f"{key} is {shown(first['input'])}, expected {fields[key].description}"

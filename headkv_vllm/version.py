@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The version of this package, as it is written into the files that it makes."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def tool_version() -> str:
+    """Name and version of this package; "unreleased" where it is not installed."""
+    try:
+        return f"headkv-vllm {version('headkv-vllm')}"
+    except PackageNotFoundError:
+        return "headkv-vllm unreleased"
