@@ -23,6 +23,7 @@ from headkv_vllm.block_row import (
     token_block_table,
 )
 from headkv_vllm.budgets.cache import AllotmentCache
+from headkv_vllm.budgets.live import LiveAllotments
 from headkv_vllm.budgets.request import RequestBudget, full_blocks
 
 
@@ -64,16 +65,19 @@ class Compression:
     window_start: index in the batch of the first token of its window.
     num_prompt_tokens: T. num_candidates: positions 0 .. F*block_size - 1 may be kept.
     blocks: [ceil(T / block_size)] int64, the prompt's blocks.
-    num_kept: [L, H] int64, how many positions each head keeps.
-    slots: for each layer [sum(num_kept[l])] int64, where the kept entries go, in the order of
-        heads: slots of the flat array, head block * block_size + offset.
+    compressed_blocks: c_0 .. c_{K-1}, where the kept entries go.
+    num_head_blocks: n[L, H] int32, the head blocks that each head keeps; under an adaptive policy
+        only the sums of its layers hold, and each layer decides on its heads when it has attended.
+    slots: for each layer [sum(n[l]) * block_size] int64, where the kept entries go, in the order
+        of heads: slots of the flat array, head block * block_size + offset.
     """
 
     window_start: int
     num_prompt_tokens: int
     num_candidates: int
     blocks: torch.Tensor
-    num_kept: torch.Tensor
+    compressed_blocks: tuple[int, ...]
+    num_head_blocks: torch.Tensor
     slots: tuple[torch.Tensor, ...]
 
 
@@ -132,8 +136,10 @@ class BatchPlanner:
         num_kv_heads: int,
         block_size: int,
         window: int,
+        live: LiveAllotments | None = None,
     ) -> None:
-        self._allotments = allotments
+        """live: what prompts have decided so far, under an adaptive policy."""
+        self._allotments, self._live = allotments, live
         self._num_layers, self._num_kv_heads = num_layers, num_kv_heads
         self._block_size, self._window = block_size, window
 
@@ -144,12 +150,15 @@ class BatchPlanner:
 
         block_table: [num_reqs, width] int32 rows. query_start_loc: [num_reqs + 1] int32.
         seq_lens: [num_reqs] int32, the tokens of each request up to the end of this step.
+        Under an adaptive policy no step completes a prompt and goes on by head: what the heads
+        keep is decided too late for it to be planned.
         """
         query_lens = query_start_loc.diff().long()
         requests = torch.repeat_interleave(query_lens)
         computed = seq_lens - query_lens
         positions = torch.arange(len(requests)) - (query_start_loc[:-1] - computed)[requests]
         counts = count_tokens(block_table, query_lens, seq_lens.long())
+        assert self._live is None or not ((counts.whole > 0) & (counts.by_head > 0)).any()
         is_by_head = positions >= (seq_lens - counts.by_head)[requests]
         return Batch(
             slot_mapping(block_table, requests, positions, self._block_size),
@@ -189,7 +198,9 @@ class BatchPlanner:
             return None
         rows, lengths = block_table[requests], seq_lens[requests]
         budgets = self._budgets(rows)
-        num_head_blocks = torch.stack([self._num_head_blocks(budget) for budget in budgets])
+        num_head_blocks = torch.stack(
+            [self._decided(row, budget) for row, budget in zip(rows, budgets, strict=True)]
+        )
         num_full_blocks = torch.tensor([budget.num_full_blocks for budget in budgets]).int()
         arguments = (num_head_blocks, num_full_blocks, lengths, self._block_size)
         num_tokens = counts.by_head[requests]
@@ -236,7 +247,8 @@ class BatchPlanner:
             length,
             budget.num_full_blocks * self._block_size,
             token_block_table(row[None], num_blocks)[0].long(),
-            num_head_blocks.long() * self._block_size,
+            tuple(compressed_blocks(row).tolist()),
+            num_head_blocks,
             self._slots(row, num_head_blocks),
         )
 
@@ -255,8 +267,14 @@ class BatchPlanner:
             for length, num_blocks in zip(lengths.tolist(), compressed.tolist(), strict=True)
         ]
 
+    def _decided(self, row: torch.Tensor, budget: RequestBudget) -> torch.Tensor:
+        """n: [L, H] int32, of a request that is compressed."""
+        if self._live is None:
+            return self._num_head_blocks(budget)
+        return torch.tensor(self._live.allotment(compressed_blocks(row).tolist()))
+
     def _num_head_blocks(self, budget: RequestBudget) -> torch.Tensor:
-        """n: [L, H] int32."""
+        """n: [L, H] int32, as far as the prompt's length decides it."""
         return torch.tensor(self._allotments.allot(budget), dtype=torch.int32)
 
 

@@ -3,13 +3,24 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from headkv_vllm.errors import SettingsError, shown
 
 DEFAULT_BUDGET = 1024
+
+ScoredPolicy = Literal["headkv", "headkv_ada", "random"]
+UnscoredPolicy = Literal["uniform", "pyramidkv", "streaming", "adakv"]
+PolicyName = Literal[ScoredPolicy, UnscoredPolicy]
+"""What `Settings.policy` may be: policies that share budgets out by head scores, and others."""
+
+
+def _one_of(allowed: Any) -> str:
+    """The values of a Literal, for people: "'a', 'b' or 'c'"."""
+    *others, last = map(repr, get_args(allowed))
+    return f"{', '.join(others)} or {last}"
 
 
 class Settings(BaseModel):
@@ -38,9 +49,15 @@ class Settings(BaseModel):
         default="mean", description="'mean', 'max' or 'sum'"
     )
     min_blocks: int = Field(default=1, ge=1, description="an integer of at least 1 (head blocks)")
-    policy: Literal["headkv", "uniform"] = Field(
-        default="headkv", description="'headkv' or 'uniform'"
-    )
+    policy: PolicyName = Field(default="headkv", description=_one_of(PolicyName))
+    query_reduction: Literal["mean", "max"] = Field(default="mean", description="'mean' or 'max'")
+    value_norm: bool = Field(default=False, description="true or false")
+    sink: int = Field(default=4, ge=0, description="an integer of at least 0 (tokens)")
+
+    @property
+    def uses_scores(self) -> bool:
+        """Whether the policy shares budgets out by head scores."""
+        return self.policy in get_args(ScoredPolicy)
 
     @classmethod
     def parse(cls, mapping: Mapping[str, Any]) -> Self:

@@ -6,22 +6,34 @@ queries of the prompt's last `window` tokens vote on all earlier positions. Head
 *how many* positions a head keeps.
 """
 
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from headkv_vllm.budgets.allotment import largest_remainder
 from headkv_vllm.config import Settings
+
+Reduction = Literal["mean", "max"]
 
 
 def window_attention(
-    query: torch.Tensor, key: torch.Tensor, scale: float, logits_soft_cap: float = 0.0
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scale: float,
+    logits_soft_cap: float = 0.0,
+    reduction: Reduction = "mean",
 ) -> torch.Tensor:
-    """The attention that the window pays to every position, averaged per KV head.
+    """The attention that the window pays to every position, reduced per KV head.
 
     query: [window, num_heads, head_size], of the prompt's last `window` tokens.
     key: [num_kv_heads, head_size, num_tokens], of the whole prompt, the window included.
     scale: of the attention layer; logits_soft_cap: of the attention layer, 0 for none.
     Returns [num_kv_heads, num_tokens] float32: the softmax over all keys, causal inside the
-    window, averaged over the window's queries and the query heads of each KV head.
+    window, and of it the mean or the maximum over the window's queries and the query heads of
+    each KV head, all of them at once.
     """
     window, num_heads, head_size = query.shape
     num_kv_heads, _, num_tokens = key.shape
@@ -33,16 +45,22 @@ def window_attention(
     logits = logits.view(num_kv_heads, -1, window, num_tokens)
     future = torch.ones(window, window, dtype=torch.bool, device=key.device).triu_(1)
     logits[..., num_tokens - window :].masked_fill_(future, float("-inf"))
-    return logits.softmax(-1).mean((1, 2))
+    attention = logits.softmax(-1)
+    return attention.mean((1, 2)) if reduction == "mean" else attention.amax((1, 2))
 
 
 def window_attention_plain(
-    query: torch.Tensor, key: torch.Tensor, scale: float, logits_soft_cap: float = 0.0
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scale: float,
+    logits_soft_cap: float = 0.0,
+    reduction: Reduction = "mean",
 ) -> torch.Tensor:
     """Plain twin of `window_attention`."""
     window, num_heads, _ = query.shape
     num_kv_heads, _, num_tokens = key.shape
     total = torch.zeros(num_kv_heads, num_tokens)
+    most = torch.zeros(num_kv_heads, num_tokens)
     for head in range(num_heads):
         kv_head = head // (num_heads // num_kv_heads)
         for index in range(window):
@@ -50,8 +68,10 @@ def window_attention_plain(
             logits = query[index, head].float() @ key[kv_head, :, :num_visible].float() * scale
             if logits_soft_cap > 0:
                 logits = logits_soft_cap * torch.tanh(logits / logits_soft_cap)
-            total[kv_head, :num_visible] += torch.softmax(logits, 0)
-    return total / (window * num_heads // num_kv_heads)
+            attention = functional.pad(torch.softmax(logits, 0), (0, num_tokens - num_visible))
+            total[kv_head] += attention
+            most[kv_head] = torch.maximum(most[kv_head], attention)
+    return most if reduction == "max" else total / (window * num_heads // num_kv_heads)
 
 
 def pool(attention: torch.Tensor, settings: Settings) -> torch.Tensor:
@@ -78,6 +98,58 @@ def pool_plain(attention: torch.Tensor, settings: Settings) -> torch.Tensor:
             run = padded[position : position + settings.kernel_size]
             pooled[head, position] = max(run) if settings.pooling == "max" else sum(run) / len(run)
     return pooled
+
+
+def value_norms(value: torch.Tensor) -> torch.Tensor:
+    """How much each value can add to the output: its L1 norm, [...] float32 for [..., head_size].
+
+    Attention times this norm is the idea of CriticalKV (arXiv 2502.03805). There the value first
+    goes through its head's part of the output projection, which a KV cache does not know.
+    """
+    return value.float().abs().sum(-1)
+
+
+def recency(num_positions: int, sink: int) -> torch.Tensor:
+    """Scores [num_positions] int64 by which the first `sink` positions come first, then the last.
+
+    What StreamingLLM (arXiv 2309.17453) keeps: no attention is needed for it.
+    """
+    scores = torch.arange(num_positions)
+    scores[:sink] = num_positions
+    return scores
+
+
+def recency_plain(num_positions: int, sink: int) -> torch.Tensor:
+    """Plain twin of `recency`."""
+    positions = range(num_positions)
+    return torch.tensor([num_positions if p < sink else p for p in positions], dtype=torch.int64)
+
+
+def count_best(scores: torch.Tensor, num_best: int) -> npt.NDArray[np.int64]:
+    """How many of the `num_best` highest `scores` [num_kv_heads, num_tokens] each head has.
+
+    Returns [num_kv_heads] int64, with a sum of num_best. Heads share the places that are left
+    for equal scores in proportion to how many of these they have.
+    """
+    lowest = torch.kthvalue(scores.flatten(), scores.numel() - num_best + 1).values
+    above = (scores > lowest).sum(1).numpy()
+    equal = (scores == lowest).sum(1).numpy()
+    return above + largest_remainder(equal, num_best - int(above.sum()))
+
+
+def count_best_plain(scores: torch.Tensor, num_best: int) -> npt.NDArray[np.int64]:
+    """Plain twin of `count_best`."""
+    rows = scores.tolist()
+    lowest = sorted((score for row in rows for score in row), reverse=True)[num_best - 1]
+    counts = [sum(score > lowest for score in row) for row in rows]
+    equal = [sum(score == lowest for score in row) for row in rows]
+    left = num_best - sum(counts)
+    remainders = [left * number % sum(equal) for number in equal]
+    counts = [n + left * number // sum(equal) for n, number in zip(counts, equal, strict=True)]
+    by_remainder = sorted(range(len(counts)), key=lambda head: -remainders[head])
+    for head in by_remainder[: num_best - sum(counts)]:
+        counts[head] += 1
+    return np.array(counts, dtype=np.int64)
 
 
 def top_positions(

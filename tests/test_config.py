@@ -33,8 +33,11 @@ BAD_VALUES = [
     ({"pooling": "mean"}, "pooling='mean'", "'max' or 'avg'"),
     ({"gqa_fold": "min"}, "gqa_fold='min'", "'mean', 'max' or 'sum'"),
     ({"min_blocks": 0}, "min_blocks=0", "at least 1"),
-    ({"policy": "pyramid\nkv"}, r"policy='pyramid\nkv'", "'headkv' or 'uniform'"),
-    ({"policy": ["headkv"]}, "policy=['headkv']", "'headkv' or 'uniform'"),
+    ({"policy": "pyramid\nkv"}, r"policy='pyramid\nkv'", "'streaming' or 'adakv'"),
+    ({"policy": ["headkv"]}, "policy=['headkv']", "'headkv', 'headkv_ada', 'random', 'uniform'"),
+    ({"query_reduction": "sum"}, "query_reduction='sum'", "'mean' or 'max'"),
+    ({"value_norm": 1}, "value_norm=1", "true or false"),
+    ({"sink": -1}, "sink=-1", "at least 0"),
     ({"budgt": 64}, "'budgt'", "did you mean 'budget'?"),
     ({"zzz": 64}, "'zzz'", "allowed are budget, ratio, scores"),
     ({1: 64}, "1", "allowed are budget, ratio, scores"),
@@ -69,6 +72,9 @@ def test_the_defaults():
         "gqa_fold": "mean",
         "min_blocks": 1,
         "policy": "headkv",
+        "query_reduction": "mean",
+        "value_norm": False,
+        "sink": 4,
     }
 
 
@@ -81,6 +87,8 @@ def test_the_defaults():
         {"ratio": 1},
         {"ratio": 0.001, "budget": None},
         {"beta": 2},
+        {"policy": "streaming", "sink": 0},
+        {"policy": "adakv", "query_reduction": "max", "value_norm": True},
         {"scores": "some/file.json", "pooling": "avg", "gqa_fold": "sum", "policy": "uniform"},
     ],
     ids=str,

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,10 +7,15 @@ from hypothesis import strategies as st
 
 from headkv_vllm.config import Settings
 from headkv_vllm.selection import (
+    count_best,
+    count_best_plain,
     pool,
     pool_plain,
+    recency,
+    recency_plain,
     top_positions,
     top_positions_plain,
+    value_norms,
     window_attention,
     window_attention_plain,
 )
@@ -40,15 +46,17 @@ def random_query_key(shape, seed, dtype=torch.float32):
     st.integers(0, 2**32),
     st.sampled_from([torch.float32, torch.bfloat16]),
     st.sampled_from([0.0, 0.5, 30.0]),
+    st.sampled_from(["mean", "max"]),
 )
-def test_window_attention_is_that_of_the_plain_twin(shape, seed, dtype, logits_soft_cap):
+def test_window_attention_is_that_of_the_plain_twin(shape, seed, dtype, logits_soft_cap, reduction):
     query, key = random_query_key(shape, seed, dtype)
-    attention = window_attention(query, key, 0.3, logits_soft_cap)
-    expected = window_attention_plain(query, key, 0.3, logits_soft_cap)
+    attention = window_attention(query, key, 0.3, logits_soft_cap, reduction)
+    expected = window_attention_plain(query, key, 0.3, logits_soft_cap, reduction)
     assert attention.dtype == torch.float32
     assert attention.shape == (key.shape[0], key.shape[2])
     torch.testing.assert_close(attention, expected, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(attention.sum(1), torch.ones(key.shape[0]))
+    if reduction == "mean":
+        torch.testing.assert_close(attention.sum(1), torch.ones(key.shape[0]))
 
 
 def test_a_query_of_the_window_sees_no_later_token():
@@ -59,6 +67,71 @@ def test_a_query_of_the_window_sees_no_later_token():
     # The last query alone sees the last key and, being zero, attends all ten tokens alike.
     attention = window_attention(query, key, 1.0)
     torch.testing.assert_close(attention[0, -1], torch.tensor(0.1 / 4))
+
+
+def test_the_maximum_is_over_all_queries_of_the_window_and_all_heads_of_the_group():
+    """One query of one of the two heads looks at the first token, and it alone decides."""
+    query, key = torch.zeros(3, 2, 4), torch.zeros(1, 4, 9)
+    query[1, 1, 0], key[0, 0, 0] = 10.0, 10.0
+    attention = window_attention(query, key, 1.0, reduction="max")
+    torch.testing.assert_close(attention[0, 0], torch.tensor(1.0))
+    torch.testing.assert_close(attention[0, 1:7], torch.full((6,), 1 / 7))
+
+
+def test_a_value_counts_by_the_sum_of_its_sizes():
+    value = torch.tensor([[[1.0, -2.0], [0.0, 0.0]]], dtype=torch.bfloat16)
+    norms = value_norms(value)
+    assert norms.dtype == torch.float32 and norms.tolist() == [[3.0, 0.0]]
+
+
+@given(st.integers(0, 40), st.integers(0, 50))
+def test_recency_is_that_of_the_plain_twin(num_positions, sink):
+    assert torch.equal(recency(num_positions, sink), recency_plain(num_positions, sink))
+
+
+@pytest.mark.parametrize(
+    ("sink", "expected"),
+    [(0, [6, 7, 8, 9]), (1, [0, 7, 8, 9]), (3, [0, 1, 2, 9]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3])],
+)
+def test_by_recency_the_sink_and_the_last_positions_are_kept(sink, expected):
+    _, positions = top_positions(recency(10, sink).expand(2, -1), torch.tensor([4, 4]))
+    assert positions.tolist() == 2 * expected
+
+
+@st.composite
+def scores_and_number(draw):
+    shape = (draw(st.integers(1, 6)), draw(st.integers(1, 30)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    levels = draw(st.sampled_from([1, 2, 5, 10**6]))
+    scores = torch.randint(levels, shape, generator=generator).float()
+    return scores, draw(st.integers(1, scores.numel()))
+
+
+@settings(deadline=None, max_examples=300)
+@given(scores_and_number())
+def test_counts_of_the_best_are_those_of_the_plain_twin(given_):
+    """Also among ties, down to scores that are all the same."""
+    counts = count_best(*given_)
+    assert counts.dtype == np.int64
+    assert counts.tolist() == count_best_plain(*given_).tolist()
+    assert counts.sum() == given_[1]
+    assert (counts >= 0).all() and (counts <= given_[0].shape[1]).all()
+
+
+@given(st.integers(1, 6), st.integers(1, 30), st.integers(1, 30))
+def test_heads_of_equal_scores_count_alike(num_heads, num_positions, num_best):
+    scores = torch.rand(num_positions).expand(num_heads, -1)
+    counts = count_best(scores, min(num_best, scores.numel()))
+    assert np.ptp(counts) <= 1
+
+
+@settings(deadline=None)
+@given(scores_and_number(), st.integers(1, 10**6))
+def test_a_head_that_attends_more_counts_no_less(given_, more):
+    scores, num_best = given_
+    stronger = torch.cat([scores[:1] + more, scores])
+    counts = count_best(stronger, num_best)
+    assert counts[0] >= counts[1]
 
 
 @pytest.mark.parametrize("pooling", ["max", "avg"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from headkv_vllm.budgets.policy import POLICIES
+from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.budgets.request import RequestBudget
 from headkv_vllm.config import Settings
 
@@ -21,10 +21,15 @@ def allot_head_blocks(scores: FloatArray, budget: RequestBudget, settings: Setti
 
     n.sum() == K*L*H and min_blocks <= n <= F, for a compressed request with
     min_blocks <= K < F. A tensor-parallel rank passes the scores of its own heads.
+
+    Under an adaptive policy n.sum(1) is what each layer gets, and the even split among its heads
+    stands for that which the prompt decides.
     """
     num_blocks, most = budget.num_compressed_blocks, budget.num_full_blocks
-    shares = POLICIES[settings.policy](scores, num_blocks, most, settings)
-    return deal_out(shares, num_blocks, Bounds(settings.min_blocks, most))
+    policy, bounds = POLICIES[settings.policy], Bounds(settings.min_blocks, most)
+    shares = policy.shares(scores, num_blocks, most, settings)
+    dealt = deal_out(shares, num_blocks * scores.size, bounds)
+    return _split_evenly(dealt) if policy.adaptive else dealt
 
 
 @dataclass(frozen=True)
@@ -35,24 +40,29 @@ class Bounds:
     most: int
 
 
-def deal_out(shares: FloatArray, num_blocks: int, bounds: Bounds) -> HeadBlocks:
-    """`num_blocks` head blocks per head on average, in proportion to `shares` [L, H].
-
-    Water-filling: x = clip(c * shares, fewest, most) with the one c that makes
-    x.sum() == num_blocks * L * H, so that what a bounded head cannot use or has too little of
-    goes to or comes from the others in proportion to their shares. Then x is rounded down and the
-    largest remainders get what is left, equal ones by index. All in integers: the same
-    on every machine, and without a block lost.
-    """
-    assert 1 <= bounds.fewest <= num_blocks < bounds.most, (num_blocks, bounds)
-    total = num_blocks * shares.size
+def deal_out(shares: FloatArray, total: int, bounds: Bounds) -> HeadBlocks:
+    """`total` head blocks in proportion to `shares`, of any shape: see `deal_by_weight`."""
     weights = integer_weights(shares.ravel(), total)
+    return deal_by_weight(weights, total, bounds).reshape(shares.shape)
+
+
+def deal_by_weight(weights: IntArray, total: int, bounds: Bounds) -> HeadBlocks:
+    """`total` head blocks in proportion to `weights` [N], which are positive.
+
+    Water-filling: x = clip(c * weights, fewest, most) with the one c that makes
+    x.sum() == total, so that what a bounded head cannot use or has too little of
+    goes to or comes from the others in proportion to their weights. Then x is rounded down and
+    the largest remainders get what is left, equal ones by index. All in integers, and
+    weights.sum() * total must fit in int64: the same on every machine, and without a block lost.
+    """
+    assert 1 <= bounds.fewest < bounds.most, bounds
+    assert bounds.fewest <= total / weights.size <= bounds.most, (total, weights.size, bounds)
     level = _Level(weights, total, bounds)
     dealt = np.where(weights >= level.first_capped, bounds.most, bounds.fewest)
     free = (weights > level.last_lifted) & (weights < level.first_capped)
     if free.any():
-        dealt[free] = _largest_remainder(weights[free], total - int(dealt[~free].sum()))
-    return dealt.reshape(shares.shape).astype(np.int32)
+        dealt[free] = largest_remainder(weights[free], total - int(dealt[~free].sum()))
+    return dealt.astype(np.int32)
 
 
 def integer_weights(shares: FloatArray, total: int) -> IntArray:
@@ -93,8 +103,19 @@ class _Level:
         return blocks * free_sum + (held - self._total) * weight
 
 
-def _largest_remainder(weights: IntArray, total: int) -> IntArray:
+def largest_remainder(weights: IntArray, total: int) -> IntArray:
+    """`total` in proportion to `weights` [N], which are >= 0 and not all zero.
+
+    Rounded down, and one more for the largest remainders; of equal ones for the first.
+    """
     dealt, remainders = np.divmod(weights * total, weights.sum())
     left = total - int(dealt.sum())
     dealt[np.argsort(-remainders, kind="stable")[:left]] += 1
     return dealt
+
+
+def _split_evenly(dealt: HeadBlocks) -> HeadBlocks:
+    """The sums of the rows of `dealt` [L, H], spread as evenly as whole blocks go."""
+    fewest, left = np.divmod(dealt.sum(1, keepdims=True), dealt.shape[1])
+    split: HeadBlocks = (fewest + (np.arange(dealt.shape[1]) < left)).astype(np.int32)
+    return split

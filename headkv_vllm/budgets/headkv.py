@@ -4,6 +4,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from headkv_vllm.budgets.policy import Policy
 from headkv_vllm.config import Settings
 
 FloatArray = npt.NDArray[np.float64]
@@ -27,3 +28,6 @@ def _normalised(scores: FloatArray) -> FloatArray:
         return np.full_like(scores, 1 / scores.size)
     scaled: FloatArray = scores / scores.max()
     return scaled / float(scaled.sum())
+
+
+HEADKV = Policy(headkv_shares)

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The budget policies, by the names that `Settings.policy` allows."""
+"""What a budget policy is."""
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from headkv_vllm.budgets.headkv import headkv_shares
-from headkv_vllm.budgets.uniform import uniform_shares
 from headkv_vllm.config import Settings
 
 FloatArray = npt.NDArray[np.float64]
 
 
-class Policy(Protocol):
+class Shares(Protocol):
     """Says what share of a request's head blocks every head should have."""
 
     def __call__(
@@ -31,4 +30,17 @@ class Policy(Protocol):
         ...
 
 
-POLICIES: dict[str, Policy] = {"headkv": headkv_shares, "uniform": uniform_shares}
+@dataclass(frozen=True)
+class Policy:
+    """How many entries each head keeps, and which.
+
+    shares: how many, from the head scores and the prompt's length alone.
+    positions: which ones: "attention", those that the window attends most; or "recency", the
+        first `Settings.sink` and the last before the window.
+    adaptive: whether the prompt decides how a layer's head blocks are split among its heads, see
+        `adaptive.split_layer`; of the shares only the sum of each layer then counts.
+    """
+
+    shares: Shares
+    positions: Literal["attention", "recency"] = "attention"
+    adaptive: bool = False

@@ -4,6 +4,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from headkv_vllm.budgets.policy import Policy
 from headkv_vllm.config import Settings
 
 FloatArray = npt.NDArray[np.float64]
@@ -14,3 +15,6 @@ def uniform_shares(
 ) -> FloatArray:
     """K head blocks for every head (SnapKV, arXiv 2404.14469); [L, H] as `scores`."""
     return np.full_like(scores, num_compressed_blocks)
+
+
+UNIFORM = Policy(uniform_shares)

@@ -7,6 +7,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.budgets.request import RequestBudget, request_budget
 from headkv_vllm.engine.kv_cache import HeadKVManager
 from headkv_vllm.engine.settings import read_settings
@@ -18,6 +19,7 @@ class _HeadKVMixin:
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
         self._settings = read_settings(vllm_config)
+        self._is_adaptive = POLICIES[self._settings.policy].adaptive
         (manager,) = self.kv_cache_manager.coordinator.single_type_managers  # type: ignore[attr-defined]
         self._manager: HeadKVManager = manager
 
@@ -39,21 +41,27 @@ class _HeadKVMixin:
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
-        """Never end a chunk inside the window of a request that is to be compressed.
+        """End chunks of a request that is to be compressed where its prompt can be compressed.
 
         The step that completes the prompt needs the queries of all its last `window` tokens. A
         chunk that would end among them ends before the first of them instead, so that no worker
-        has to keep queries from one step to the next. vLLM has this hook for drafters that look
+        has to keep queries from one step to the next. Under an adaptive policy a chunk also ends
+        with the prompt, because a worker plans a step before it knows what the heads keep, and a
+        resumed request has tokens beyond its prompt. vLLM has this hook for drafters that look
         ahead of a chunk's end; we keep its own rule and add ours.
         """
         num_new_tokens = super()._reserve_prefill_lookahead(  # type: ignore[misc]
             request, num_computed_tokens, num_new_tokens
         )
         budget = self._manager.budgets[request.request_id]
-        end = num_computed_tokens + num_new_tokens
-        window_start = budget.num_prompt_tokens - self._settings.window
-        if budget.compressed and window_start < end < budget.num_prompt_tokens:
-            num_new_tokens = max(0, window_start - num_computed_tokens)
+        prompt_end = budget.num_prompt_tokens
+        if not budget.compressed or num_computed_tokens >= prompt_end:
+            return num_new_tokens
+        window_start = prompt_end - self._settings.window
+        if window_start < num_computed_tokens + num_new_tokens < prompt_end:
+            return max(0, window_start - num_computed_tokens)
+        if self._is_adaptive:
+            return min(num_new_tokens, prompt_end - num_computed_tokens)
         return num_new_tokens
 
     def _free_blocks(self, request: Request) -> None:

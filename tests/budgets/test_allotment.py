@@ -6,8 +6,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from headkv_vllm.budgets.allotment import Bounds, allot_head_blocks, deal_out
+from headkv_vllm.budgets.allotment import Bounds, allot_head_blocks, deal_out, largest_remainder
 from headkv_vllm.budgets.allotment_plain import deal_out_plain
+from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.budgets.request import RequestBudget
 from headkv_vllm.config import Settings
 
@@ -30,11 +31,12 @@ def block_counts(draw):
 
 
 @hypothesis_settings(deadline=None)
-@given(shares=share_arrays(), counts=block_counts())
-def test_dealing_equals_its_plain_twin(shares, counts):
-    fewest, num_blocks, most = counts
-    dealt = deal_out(shares, num_blocks, Bounds(fewest, most))
-    plain = deal_out_plain(shares, num_blocks, Bounds(fewest, most))
+@given(shares=share_arrays(), counts=block_counts(), data=st.data())
+def test_dealing_equals_its_plain_twin(shares, counts, data):
+    fewest, _, most = counts
+    total = data.draw(st.integers(fewest * shares.size, most * shares.size))
+    dealt = deal_out(shares, total, Bounds(fewest, most))
+    plain = deal_out_plain(shares, total, Bounds(fewest, most))
     assert dealt.dtype == plain.dtype == np.int32
     np.testing.assert_array_equal(dealt, plain)
 
@@ -44,7 +46,7 @@ def test_dealing_equals_its_plain_twin(shares, counts):
     scores=share_arrays(),
     counts=block_counts(),
     beta=st.floats(1.001, 50),
-    policy=st.sampled_from(["headkv", "uniform"]),
+    policy=st.sampled_from(list(POLICIES)),
 )
 def test_every_block_is_dealt_out_within_the_bounds(scores, counts, beta, policy):
     fewest, num_blocks, most = counts
@@ -73,34 +75,34 @@ def test_a_higher_score_gets_no_less_but_for_rounding(scores, counts):
 )
 def test_unequal_weights_keep_their_order_and_equal_ones_go_by_index(weights, counts):
     fewest, num_blocks, most = counts
-    dealt = deal_out(weights.astype(float), num_blocks, Bounds(fewest, most))
+    dealt = deal_out(weights.astype(float), num_blocks * weights.size, Bounds(fewest, most))
     order = np.argsort(-weights, axis=None, kind="stable")
     assert (np.diff(dealt.ravel()[order]) <= 0).all()
 
 
 def test_shares_that_need_no_rounding_are_kept():
     shares = np.array([[10.0, 4.0], [8.0, 2.0]])
-    assert deal_out(shares, 6, Bounds(1, 100)).tolist() == [[10, 4], [8, 2]]
+    assert deal_out(shares, 24, Bounds(1, 100)).tolist() == [[10, 4], [8, 2]]
 
 
 def test_the_largest_remainders_get_what_rounding_leaves():
     shares = np.array([[2.5, 1.1, 1.9, 2.5]])
-    assert deal_out(shares, 2, Bounds(1, 100)).tolist() == [[3, 1, 2, 2]]
+    assert deal_out(shares, 8, Bounds(1, 100)).tolist() == [[3, 1, 2, 2]]
 
 
 def test_what_a_capped_head_cannot_use_goes_to_the_others_by_share():
     # The first head is capped at 10; the other 30 blocks are shared 3:2:1.
-    assert deal_out(np.array([[94.0, 3.0, 2.0, 1.0]]), 10, Bounds(1, 16)).tolist() == [
+    assert deal_out(np.array([[94.0, 3.0, 2.0, 1.0]]), 40, Bounds(1, 16)).tolist() == [
         [16, 12, 8, 4]
     ]
 
 
 def test_what_lifts_a_head_to_the_minimum_comes_from_the_others_by_share():
-    assert deal_out(np.array([[0.1, 8.0, 4.0, 0.0]]), 5, Bounds(1, 16)).tolist() == [[1, 12, 6, 1]]
+    assert deal_out(np.array([[0.1, 8.0, 4.0, 0.0]]), 20, Bounds(1, 16)).tolist() == [[1, 12, 6, 1]]
 
 
 def test_heads_without_a_share_take_what_all_others_are_full_for():
-    assert deal_out(np.array([[1.0, 0.0, 0.0]]), 3, Bounds(1, 5)).tolist() == [[5, 2, 2]]
+    assert deal_out(np.array([[1.0, 0.0, 0.0]]), 9, Bounds(1, 5)).tolist() == [[5, 2, 2]]
 
 
 def test_uniform_scores_give_every_head_k_blocks():
@@ -127,8 +129,32 @@ def test_large_models_are_dealt_out_exactly(shape, power):
     assert dealt.max() <= 65535
 
 
-@pytest.mark.parametrize("counts", [(0, 2, 4), (3, 2, 4), (1, 4, 4)])
+@pytest.mark.parametrize("counts", [(0, 4, 4), (3, 5, 4), (1, 9, 4), (4, 8, 4)])
 def test_blocks_that_cannot_be_dealt_out_are_a_callers_mistake(counts):
-    fewest, num_blocks, most = counts
+    fewest, total, most = counts
     with pytest.raises(AssertionError):
-        deal_out(np.ones((1, 2)), num_blocks, Bounds(fewest, most))
+        deal_out(np.ones((1, 2)), total, Bounds(fewest, most))
+
+
+@hypothesis_settings(deadline=None)
+@given(scores=share_arrays(), counts=block_counts())
+def test_an_adaptive_policy_fixes_the_layers_and_estimates_an_even_split(scores, counts):
+    fewest, num_blocks, most = counts
+    budget = RequestBudget(0, num_blocks, most)
+    by_score = allot_head_blocks(scores, budget, Settings(min_blocks=fewest))
+    adaptive = Settings(min_blocks=fewest, policy="headkv_ada")
+    estimated = allot_head_blocks(scores, budget, adaptive)
+    np.testing.assert_array_equal(estimated.sum(1), by_score.sum(1))
+    assert (np.ptp(estimated, axis=1) <= 1).all()
+
+
+@given(
+    weights=st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(any),
+    total=st.integers(0, 100),
+)
+def test_remainders_keep_the_sum_and_stray_less_than_one(weights, total):
+    dealt = largest_remainder(np.array(weights), total)
+    assert dealt.sum() == total
+    exact = np.array(weights) * total / sum(weights)
+    assert (abs(dealt - exact) < 1 + 1e-9).all()
+    assert (np.diff(dealt[np.argsort(-np.array(weights), kind="stable")]) <= 0).all()

@@ -29,6 +29,8 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from headkv_vllm.block_row import BlockRow
+from headkv_vllm.budgets.registry import POLICIES
+from headkv_vllm.config import Settings
 from headkv_vllm.engine.kv_cache import HeadKVManager, HeadKVSpec
 from headkv_vllm.engine.scheduler import HeadKVAsyncScheduler, HeadKVScheduler
 from headkv_vllm.engine.settings import read_settings
@@ -79,10 +81,11 @@ class Worker:
     """Each request's row and computed tokens, and a note in each slot of the memory."""
 
     block_size: int
-    window: int
+    settings: Settings
     width: int
 
     def __post_init__(self) -> None:
+        self.window = self.settings.window
         self.notes: dict[tuple[int, int], object] = {}
         self.rows: dict[str, list[int]] = {}
 
@@ -121,6 +124,8 @@ class Worker:
                 self._note(row, position, exact[position])
         if is_compressed and start < length <= end:
             assert start <= length - self.window, "the window's queries are not all in this step"
+            adaptive = POLICIES[self.settings.policy].adaptive
+            assert end == length or not adaptive, "a step goes on after it has compressed"
             for block in row.compressed_blocks:
                 self.notes[block, 0] = ("compressed", exact[length - 1])
         if is_compressed and end > length:
@@ -180,7 +185,7 @@ class BookkeepingEngine:
             config, kv_cache_config, StructuredOutputManager(config), self.block_size
         )
         width = spec.max_num_blocks_per_req(config, config.model_config.max_model_len)
-        self.worker = Worker(self.block_size, self.settings.window, width)
+        self.worker = Worker(self.block_size, self.settings, width)
         self._in_flight, self._depth = deque[SchedulerOutput](), in_flight
         self._sampled: dict[int, set[str]] = {}
         self._tokens: dict[str, list[int]] = {}

@@ -35,6 +35,11 @@ class Engines:
         ours = {"attention_backend": "HEADKV", "additional_config": {"headkv": settings}}
         return self._get({**ours, **arguments})
 
+    def end(self, engine: EngineProcess) -> None:
+        """Stop an engine that no other test uses, so that not all are in memory at once."""
+        (key,) = [key for key, running in self._running.items() if running is engine]
+        self._running.pop(key).stop()
+
     def stop(self) -> None:
         for engine in self._running.values():
             engine.stop()

@@ -10,9 +10,11 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
@@ -26,15 +28,19 @@ LAST_QUERIES = 32
 class Compression:
     """What the engine is told.
 
-    scores: [L][H], one for each KV head; None is for uniform budgets.
+    scores: [L][H], one for each KV head; None is for policies that use none.
     """
 
     budget: int
     block_size: int
     scores: Scores | None
+    policy: str = "headkv"
     beta: float = 1.2
     window: int = 8
     kernel_size: int = 7
+    query_reduction: str = "mean"
+    value_norm: bool = False
+    sink: int = 4
 
 
 @dataclass(frozen=True)
@@ -134,13 +140,33 @@ class Reference:
         num_candidates = full_blocks(prefill.num_tokens, how) * how.block_size
         visible[:, :, :num_candidates] = False
         for layer in range(self.num_layers):
-            for head in range(self.num_kv_heads):
-                first = head * self._group_size
-                votes = prefill.attentions[layer][first : first + self._group_size]
-                ranked = rank_positions(votes, num_candidates, how)
-                kept = ranked[: num_head_blocks[layer][head] * how.block_size]
-                visible[layer, head, kept] = True
+            wanted = [
+                self._position_scores(prefill, layer, head, num_candidates, how)
+                for head in range(self.num_kv_heads)
+            ]
+            dealt = num_head_blocks[layer]
+            if how.policy in ("adakv", "headkv_ada"):
+                dealt = split(wanted, sum(dealt), how.block_size)
+            for head, number in enumerate(dealt):
+                # The best one first, and the earlier of two equal ones.
+                ranked = sorted(range(num_candidates), key=[-s for s in wanted[head]].__getitem__)
+                visible[layer, head, ranked[: number * how.block_size]] = True
         return visible
+
+    def _position_scores(
+        self, prefill: Prefill, layer: int, head: int, num_candidates: int, how: Compression
+    ) -> list[float]:
+        """How much one KV head wants each candidate."""
+        if how.policy == "streaming":
+            return [math.inf if p < how.sink else float(p) for p in range(num_candidates)]
+        first = head * self._group_size
+        votes = prefill.attentions[layer][first : first + self._group_size]
+        pooled = pool_votes(votes, num_candidates, how)
+        if not how.value_norm:
+            return pooled
+        values = prefill.cache.layers[layer].values[0, head].tolist()
+        sizes = [sum(map(abs, value)) for value in values]
+        return [score * size for score, size in zip(pooled, sizes, strict=False)]
 
 
 def full_blocks(num_prompt_tokens: int, how: Compression) -> int:
@@ -154,12 +180,49 @@ def deal(scores: Scores, num_prompt_tokens: int, how: Compression) -> list[list[
     mean = max(1, (how.budget - how.window) // how.block_size)
     if mean >= most:
         return None
-    num_heads, total_score = len(scores) * len(scores[0]), sum(map(sum, scores))
-    base, pool = mean * (1 - 1 / how.beta), mean / how.beta * num_heads
-    wanted = [base + pool * score / total_score for row in scores for score in row]
+    num_heads, width = len(scores) * len(scores[0]), len(scores[0])
+    wanted = shares(scores, mean, how)
     dealt = round_shares(level(wanted, mean * num_heads, most), mean * num_heads)
-    width = len(scores[0])
     return [dealt[start : start + width] for start in range(0, num_heads, width)]
+
+
+def shares(scores: Scores, mean: int, how: Compression) -> list[float]:
+    """What each head would have, layer by layer, if blocks could be cut."""
+    flat = [score for row in scores for score in row]
+    if how.policy == "pyramidkv":
+        last = mean / 20
+        step = (2 * mean - 2 * last) / (len(scores) - 1)
+        falling = [2 * mean - last - layer * step for layer in range(len(scores))]
+        return [share for share, row in zip(falling, scores, strict=True) for _ in row]
+    if how.policy == "random":
+        flat = [flat[place] for place in np.random.default_rng(0).permutation(len(flat))]
+    base, pool = mean * (1 - 1 / how.beta), mean / how.beta * len(flat)
+    return [base + pool * score / sum(flat) for score in flat]
+
+
+def split(wanted: list[list[float]], total: int, block_size: int) -> list[int]:
+    """Ada-KV: `total` blocks of a layer for its heads, by where its best positions are.
+
+    wanted: for each head how much it wants each candidate.
+    """
+    num_best = total * block_size
+    lowest = sorted((score for scores in wanted for score in scores), reverse=True)[num_best - 1]
+    counts = [sum(score > lowest for score in scores) for scores in wanted]
+    equal = [sum(score == lowest for score in scores) for scores in wanted]
+    left = num_best - sum(counts)
+    for head, more in enumerate(round_shares(in_parts(equal, left), left)):
+        counts[head] += more
+    even = Fraction(total, 5 * len(wanted))
+    exact = [even + part * Fraction(4, 5) for part in in_parts(counts, total)]
+    most = len(wanted[0]) // block_size
+    filled = level([float(share) for share in exact], total, most)
+    # Heads that tie do so in exact fractions, and not in floats that came to them in two ways.
+    return round_shares([Fraction(share).limit_denominator(100_000) for share in filled], total)
+
+
+def in_parts(weights: list[int], total: int) -> list[Fraction]:
+    """`total` in proportion to `weights`."""
+    return [Fraction(weight * total, sum(weights)) for weight in weights]
 
 
 def level(wanted: list[float], total: int, most: int) -> list[float]:
@@ -172,7 +235,7 @@ def level(wanted: list[float], total: int, most: int) -> list[float]:
     return filled
 
 
-def round_shares(shares: list[float], total: int) -> list[int]:
+def round_shares(shares: Sequence[float | Fraction], total: int) -> list[int]:
     """Round down, then one more for the largest remainders."""
     rounded = [math.floor(share) for share in shares]
     order = sorted(range(len(shares)), key=lambda head: rounded[head] - shares[head])
@@ -181,15 +244,18 @@ def round_shares(shares: list[float], total: int) -> list[int]:
     return rounded
 
 
-def rank_positions(attention: torch.Tensor, num_candidates: int, how: Compression) -> list[int]:
-    """The candidates of one KV head, the best one first and the earlier of two equal ones.
+def pool_votes(attention: torch.Tensor, num_candidates: int, how: Compression) -> list[float]:
+    """What the window and its neighbours give each candidate of one KV head.
 
     attention: [G, LAST_QUERIES, T], of the query heads that share the KV head.
     """
     votes = [0.0] * (attention.shape[-1] - how.window)
-    for query in attention[:, -how.window :].flatten(0, 1).tolist():
+    queries = attention[:, -how.window :].flatten(0, 1).tolist()
+    for query in queries:
         for position in range(len(votes)):
-            votes[position] += query[position]
+            if how.query_reduction == "max":
+                votes[position] = max(votes[position], query[position])
+            else:
+                votes[position] += query[position] / len(queries)
     half = how.kernel_size // 2
-    pooled = [max(votes[max(0, i - half) : i + half + 1]) for i in range(num_candidates)]
-    return sorted(range(num_candidates), key=lambda position: -pooled[position])
+    return [max(votes[max(0, i - half) : i + half + 1]) for i in range(num_candidates)]

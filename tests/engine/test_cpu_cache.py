@@ -13,6 +13,7 @@ from headkv_vllm.engine.backends.cpu_cache import (
     flat_head_blocks,
     gather_entries,
     gather_keys,
+    gather_values,
     split_key_value,
     write,
 )
@@ -77,6 +78,17 @@ def test_all_keys_of_some_blocks_are_read_as_written(isa, dtype, block_size, hea
     keys = gather_keys(layers[1], blocks, isa)
     assert torch.equal(keys, key[slots].permute(1, 2, 0))
     assert not layers[0].any() and not layers[2].any()
+
+
+@pytest.mark.parametrize(("isa", "dtype", "block_size", "head_size"), CASES)
+def test_all_values_of_some_blocks_are_read_as_written(
+    isa, dtype, block_size, head_size, generator
+):
+    layers = cache_of_layers(block_size, head_size, dtype)
+    _, value = filled(layers, 1, isa, generator)
+    blocks = torch.tensor([4, 0, 5])
+    slots = (blocks[:, None] * block_size + torch.arange(block_size)).flatten()
+    assert torch.equal(gather_values(layers[1], blocks, isa), value[slots].transpose(0, 1))
 
 
 @pytest.mark.parametrize(("isa", "dtype", "block_size", "head_size"), CASES)

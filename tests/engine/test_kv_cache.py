@@ -220,6 +220,19 @@ def test_a_compressed_request_that_is_preempted_starts_again_and_compresses_agai
     assert engine.num_free == 99
 
 
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_where_the_prompt_decides_a_resumed_requests_chunk_ends_with_it(start, in_flight):
+    engine = start({**SETTINGS, "policy": "adakv"}, in_flight=in_flight)
+    engine.add("a", PROMPT[:100], max_tokens=60)
+    for _ in range(30):
+        engine.step()
+    engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+    assert engine.step().num_scheduled_tokens["a"] == 100
+    assert engine.step().num_scheduled_tokens["a"] > 20
+    engine.run()
+    assert engine.num_free == 99
+
+
 def test_a_preempted_request_hits_its_own_prompt_and_nothing_behind_it(start):
     """Another request may have put what the first one generated into the prefix cache."""
     engine = start({"budget": 64, "window": WINDOW}, num_blocks=200)
@@ -301,6 +314,7 @@ def test_the_spec_makes_room_for_the_widest_row_and_the_largest_request(start, s
         ({"ratio": 0.3, "window": 3}, {"enable_prefix_caching": False}),
         ({"ratio": 0.6, "window": 24}, {"long_prefill_token_threshold": 40}),
         ({"budget": 48, "window": 8}, {"scheduler_reserve_full_isl": False}),
+        ({"budget": 48, "window": 8, "policy": "adakv"}, {"max_num_batched_tokens": 96}),
     ],
 )
 @pytest.mark.parametrize("in_flight", [1, 2])

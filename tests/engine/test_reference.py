@@ -19,6 +19,7 @@ pytestmark = pytest.mark.engine
 SCORES = scores_dir() / "needle.json"
 LENGTHS = (200, 512, 1000, 2048)
 BUDGETS = (40, 64, 128, 256)
+FEW_LENGTHS, FEW_BUDGETS = (512, 1000, 2048), (40, 128)
 NUM_STEPS = 28
 """The answer to four questions."""
 ROUNDING = 1e-3
@@ -26,12 +27,33 @@ ROUNDING = 1e-3
 
 
 class Case(NamedTuple):
-    """One engine. told: what the reference is told besides the budget and the scores."""
+    """One engine. told: what the reference is told besides the budget and the scores.
+
+    fold: how scores become those of KV heads, or None for a policy that uses none.
+    shared: whether other tests use this engine.
+    """
 
     settings: dict[str, Any]
     arguments: dict[str, Any]
     told: dict[str, Any]
     fold: str | None
+    lengths: tuple[int, ...] = LENGTHS
+    budgets: tuple[int, ...] = BUDGETS
+    shared: bool = True
+
+
+def case_of(policy: str, uses_scores: bool = False, **settings: Any) -> Case:
+    """A policy, with other settings under the names by which the reference knows them too."""
+    scores = {"scores": str(SCORES)} if uses_scores else {}
+    return Case(
+        {"budget": 128, "policy": policy, **scores, **settings},
+        {},
+        {"block_size": 16, "policy": policy, **settings},
+        "mean" if uses_scores else None,
+        FEW_LENGTHS,
+        FEW_BUDGETS,
+        shared=policy == "adakv",
+    )
 
 
 CASES = {
@@ -49,6 +71,13 @@ CASES = {
         {"block_size": 32},
         {"block_size": 32, "beta": 2.0, "window": 16, "kernel_size": 5},
         "max",
+    ),
+    "pyramidkv, by the most attentive query": case_of("pyramidkv", query_reduction="max"),
+    "random, by value norms": case_of("random", uses_scores=True, value_norm=True),
+    "streaming": case_of("streaming", sink=20),
+    "adakv": case_of("adakv"),
+    "headkv_ada, all options": case_of(
+        "headkv_ada", uses_scores=True, query_reduction="max", value_norm=True
     ),
 }
 
@@ -72,18 +101,20 @@ def test_tokens_and_logprobs_are_those_of_the_reference(
 ) -> None:
     engine = engines.headkv(case.settings, **case.arguments)
     scores = case.fold and folded_scores(SCORES, reference.num_kv_heads, case.fold)
-    prompts = [needle_prompt(length, seed=length) for length in LENGTHS]
+    prompts = [needle_prompt(length, seed=length) for length in case.lengths]
     changed = []
-    for budget in BUDGETS:
+    for budget in case.budgets:
         how = Compression(budget, scores=scores or None, **case.told)
         answers = engine.call(
             answer, prompts, NUM_STEPS, budget=budget, logprobs=20, ignore_eos=True
         )
-        for length, given in zip(LENGTHS, answers, strict=True):
+        for length, given in zip(case.lengths, answers, strict=True):
             expected = reference.answer(prefills[length], how, NUM_STEPS)
             assert_same(given, expected, f"{length} tokens, budget {budget}")
             whole = reference.answer(prefills[length], None, NUM_STEPS)
             changed.append(float((expected[1] - whole[1]).abs().max()) > 10 * ROUNDING)
+    if not case.shared:
+        engines.end(engine)
     # Otherwise this would hold without any compression.
     assert sum(changed) > len(changed) / 2
 

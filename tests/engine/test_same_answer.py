@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A compressed request's answer depends on its prompt alone: not on how or beside what it ran."""
 
+from typing import Any
+
 import pytest
 
 from headkv_vllm.resources import scores_dir
@@ -12,7 +14,10 @@ from tests.engine.prompts import needle_prompt, random_prompt
 
 pytestmark = pytest.mark.engine
 
-SETTINGS = {"budget": 128, "scores": str(scores_dir() / "needle.json")}
+SETTINGS = {
+    "headkv": {"budget": 128, "scores": str(scores_dir() / "needle.json")},
+    "adakv": {"budget": 128, "policy": "adakv"},
+}
 BLOCK_SIZE = COMMON["block_size"]
 NUM_STEPS = 40
 # Cut into chunks of 64 or 256, these would end in a chunk of one token, fewer than the window.
@@ -21,9 +26,10 @@ PROMPTS = [needle_prompt(length, seed=length) for length in LENGTHS]
 OTHERS = [random_prompt(length, seed=length) for length in (1, 30, 90, 257, 600, 1000, 1500, 3000)]
 
 
-@pytest.fixture(scope="module")
-def engine(engines: Engines) -> EngineProcess:
-    return engines.headkv(SETTINGS)
+@pytest.fixture(scope="module", params=SETTINGS.values(), ids=SETTINGS.keys())
+def engine(engines: Engines, request: pytest.FixtureRequest) -> EngineProcess:
+    """One policy whose budgets the scores decide, and one where each prompt has a say."""
+    return engines.headkv(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +40,24 @@ def alone(engine: EngineProcess) -> list[TokenIds]:
 
 @pytest.fixture(autouse=True)
 def _clean(engine: EngineProcess, alone: list[TokenIds]) -> None:
-    """No prefix hits, and nothing left over from a test that failed."""
+    """No prefix hits, nothing left over from a test that failed, and the worker's books whole."""
     engine.call(stepping.vacate)
     engine.call(stepping.drain)
     assert engine.call(inside.reset_prefix_cache)
+    engine.call(check_worker)
+
+
+def check_worker(llm: Any) -> None:
+    """What live requests' prompts have decided, where they do."""
+    llm.collective_rpc(_check_live_allotments)
+
+
+def _check_live_allotments(worker: Any) -> None:
+    ((group,),) = worker.model_runner.attn_groups
+    live = group.get_metadata_builder()._live
+    if live is not None:
+        live.check_integrity()
+        assert len(live) > 0
 
 
 def answers(

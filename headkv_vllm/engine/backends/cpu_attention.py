@@ -9,16 +9,26 @@ from vllm.v1.attention.backend import AttentionLayer
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
 from headkv_vllm.batch import Compression, HeadTokens, WholeTokens
+from headkv_vllm.budgets.adaptive import split_layer
+from headkv_vllm.budgets.allotment import Bounds
 from headkv_vllm.engine.backends.cpu_cache import (
     flat_head_blocks,
     gather_entries,
     gather_keys,
+    gather_values,
     split_key_value,
     write,
 )
 from headkv_vllm.engine.backends.cpu_metadata import HeadKVCpuMetadata
 from headkv_vllm.errors import UnsupportedError
-from headkv_vllm.selection import pool, top_positions, window_attention
+from headkv_vllm.selection import (
+    count_best,
+    pool,
+    recency,
+    top_positions,
+    value_norms,
+    window_attention,
+)
 
 
 class HeadKVCpuImpl(CPUAttentionBackendImpl):
@@ -151,15 +161,52 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
         layer_index: int,
         attn_metadata: HeadKVCpuMetadata,
     ) -> None:
-        settings, isa = attn_metadata.settings, attn_metadata.isa
-        window = query[compression.window_start :][: settings.window]
-        keys = gather_keys(kv_cache, compression.blocks, isa)[..., : compression.num_prompt_tokens]
-        attention = window_attention(window, keys, self.scale, self.logits_soft_cap)
-        pooled = pool(attention[:, : -settings.window], settings)
-        candidates = pooled[:, : compression.num_candidates]
-        heads, positions = top_positions(candidates, compression.num_kept[layer_index])
-        block_size = kv_cache.shape[2]
+        scores = self._position_scores(query, kv_cache, compression, attn_metadata)
+        block_size, isa = kv_cache.shape[2], attn_metadata.isa
+        num_head_blocks = _deal_out(scores, compression, layer_index, block_size, attn_metadata)
+        heads, positions = top_positions(scores, num_head_blocks * block_size)
         blocks, offsets = compression.blocks[positions // block_size], positions % block_size
         key, value = gather_entries(kv_cache, blocks, heads, offsets, isa)
         slots = compression.slots[layer_index]
         write(flat_cache, key[:, None], value[:, None], slots, isa)
+
+    def _position_scores(
+        self,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        compression: Compression,
+        attn_metadata: HeadKVCpuMetadata,
+    ) -> torch.Tensor:
+        """How much each KV head wants each position: [num_kv_heads, num_candidates]."""
+        settings, isa = attn_metadata.settings, attn_metadata.isa
+        num_candidates = compression.num_candidates
+        if attn_metadata.policy.positions == "recency":
+            return recency(num_candidates, settings.sink).expand(self.num_kv_heads, -1)
+        window = query[compression.window_start :][: settings.window]
+        keys = gather_keys(kv_cache, compression.blocks, isa)[..., : compression.num_prompt_tokens]
+        attention = window_attention(
+            window, keys, self.scale, self.logits_soft_cap, settings.query_reduction
+        )
+        pooled = pool(attention[:, : -settings.window], settings)[:, :num_candidates]
+        if not settings.value_norm:
+            return pooled
+        blocks = compression.blocks[: num_candidates // kv_cache.shape[2]]
+        return pooled * value_norms(gather_values(kv_cache, blocks, isa))
+
+
+def _deal_out(
+    scores: torch.Tensor,
+    compression: Compression,
+    layer_index: int,
+    block_size: int,
+    attn_metadata: HeadKVCpuMetadata,
+) -> torch.Tensor:
+    """n[layer_index], [num_kv_heads], decided here under an adaptive policy."""
+    num_head_blocks = compression.num_head_blocks[layer_index]
+    if attn_metadata.live is None:
+        return num_head_blocks
+    total = int(num_head_blocks.sum())
+    bounds = Bounds(attn_metadata.settings.min_blocks, compression.num_candidates // block_size)
+    decided = split_layer(count_best(scores, total * block_size), total, bounds)
+    attn_metadata.live.record(compression.compressed_blocks, layer_index, decided)
+    return torch.from_numpy(decided)

@@ -38,6 +38,19 @@ def gather_keys(kv_cache: torch.Tensor, blocks: torch.Tensor, isa: str) -> torch
     return by_channel.permute(1, 2, 0, 3).reshape(packed.shape[1], head_size, -1)
 
 
+def gather_values(kv_cache: torch.Tensor, blocks: torch.Tensor, isa: str) -> torch.Tensor:
+    """All values of `blocks` ([n] int64): [num_kv_heads, n * block_size, head_size]."""
+    _, value_cache = split_key_value(kv_cache)
+    packed = value_cache[blocks]
+    block_size, head_size = packed.shape[-2:]
+    if isa == "amx":
+        tiles = packed.flatten(2).unflatten(2, (head_size // 16, block_size // 2, 16, 2))
+        by_token = tiles.permute(1, 0, 3, 5, 2, 4)
+        return by_token.reshape(packed.shape[1], -1, head_size)
+    by_token = packed.flatten(2).unflatten(2, (block_size, head_size))
+    return by_token.transpose(0, 1).reshape(packed.shape[1], -1, head_size)
+
+
 def gather_entries(
     kv_cache: torch.Tensor,
     blocks: torch.Tensor,

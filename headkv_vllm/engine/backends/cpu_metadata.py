@@ -13,6 +13,9 @@ from vllm.v1.kv_cache_interface import AttentionSpec
 
 from headkv_vllm.batch import Batch, BatchPlanner, HeadTokens, WholeTokens
 from headkv_vllm.budgets.cache import AllotmentCache
+from headkv_vllm.budgets.live import LiveAllotments
+from headkv_vllm.budgets.policy import Policy
+from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.backends.cpu_cache import PACKINGS
 from headkv_vllm.engine.settings import read_settings
@@ -25,12 +28,15 @@ class HeadKVCpuMetadata:
     """One step, and the kernels' work schedules for it.
 
     layers: index of each layer by name. head_schedules: one per layer.
+    live: where each layer records what a prompt has decided, under an adaptive policy.
     """
 
     batch: Batch
     layers: dict[str, int]
     isa: str
     settings: Settings
+    policy: Policy
+    live: LiveAllotments | None
     whole_schedule: torch.Tensor | None
     head_schedules: tuple[torch.Tensor, ...]
 
@@ -60,12 +66,15 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
             )
         scores = worker_scores(vllm_config, layer_names, kv_cache_spec.num_kv_heads)
         self._layers = {name: index for index, name in enumerate(layer_names)}
+        self._policy = POLICIES[self._settings.policy]
+        self._live = LiveAllotments(*scores.shape) if self._policy.adaptive else None
         self._planner = BatchPlanner(
             AllotmentCache(scores, self._settings),
             len(layer_names),
             kv_cache_spec.num_kv_heads,
             kv_cache_spec.block_size,
             self._settings.window,
+            self._live,
         )
 
     def build(
@@ -80,11 +89,16 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
             common_attn_metadata.query_start_loc,
             common_attn_metadata.seq_lens,
         )
+        if self._live is not None:
+            for compression in batch.compressions:
+                self._live.begin(compression.compressed_blocks)
         return HeadKVCpuMetadata(
             batch,
             self._layers,
             self._isa,
             self._settings,
+            self._policy,
+            self._live,
             self._whole_schedule(batch.whole),
             self._head_schedules(batch.by_head),
         )
