@@ -27,11 +27,18 @@ def readable_errors() -> Iterator[None]:
 
 
 def check_out(out: Path, *, force: bool) -> Path:
-    """`out`, where a command may write. Raises SettingsError when it is taken or has no folder."""
+    """`out`, where a command may write: known before the work that makes what is written.
+
+    Raises SettingsError when it is taken, or its folder is missing or cannot be written to.
+    """
+    if os.path.isdir(out):
+        raise SettingsError(f"--out is {str(out)!r}, which is a folder: name a file")
     if os.path.lexists(out) and not force:
         raise SettingsError(f"--out is {str(out)!r}, which exists: --force writes over it")
-    if not out.parent.is_dir():
+    if not os.path.isdir(out.parent):
         raise SettingsError(f"--out is {str(out)!r}, but there is no folder {str(out.parent)!r}")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise SettingsError(f"--out is {str(out)!r}, but its folder cannot be written to")
     return out
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from io import BytesIO
 from math import floor, log10
 from pathlib import Path
@@ -43,7 +44,10 @@ def heat_map(
     metadata = {"Software": None} if kind == "png" else None
     stream = BytesIO()
     figure = _draw(values, title, label, head_label)
-    figure.savefig(stream, format=kind, dpi=_DOTS_PER_INCH, metadata=metadata)
+    with warnings.catch_warnings():
+        # A box stands where the font lacks a letter of a model's name.
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(stream, format=kind, dpi=_DOTS_PER_INCH, metadata=metadata)
     try:
         path.write_bytes(stream.getvalue())
     except (OSError, ValueError) as error:

@@ -19,14 +19,14 @@ def printable(text: str) -> str:
 
 
 def layer_table(
-    values: npt.NDArray[np.float64 | np.int32],
+    values: npt.NDArray[np.float64],
     columns: Mapping[str, Sequence[str]],
     width: int,
 ) -> Table:
     """One row per layer of `values` [num_layers, num_heads], >= 0: a map, then `columns`.
 
-    Whole numbers are written out where `width`, in characters, has room for them. Elsewhere a
-    cell is its value in tenths of the largest, rounded down, and blank cells are dots.
+    A cell is its value in tenths of the largest, rounded down, with dots for 0. Where `width`, in
+    characters, has no room for all, neighbours share a cell.
     """
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     table.add_column("layer", justify="right")
@@ -40,11 +40,8 @@ def layer_table(
     return table
 
 
-def _cells(values: npt.NDArray[np.float64 | np.int32], width: int) -> tuple[str, list[Text]]:
+def _cells(values: npt.NDArray[np.float64], width: int) -> tuple[str, list[Text]]:
     levels = _levels(values)
-    digits = len(str(int(values.max()))) + 1
-    if np.issubdtype(values.dtype, np.integer) and values.shape[1] * digits <= width:
-        return "blocks by head", _texts(levels, values.astype(str), digits)
     merged = -(-values.shape[1] // width)
     if merged > 1:
         # The largest of neighbours: a head that stands out must not get lost.
@@ -54,7 +51,7 @@ def _cells(values: npt.NDArray[np.float64 | np.int32], width: int) -> tuple[str,
     return title, _texts(levels, signs, 2 if 2 * levels.shape[1] <= width else 1)
 
 
-def _levels(values: npt.NDArray[np.float64 | np.int32]) -> npt.NDArray[np.int64]:
+def _levels(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     share = values / (values.max() or 1)
     return np.asarray(np.minimum(share * 10, 9), dtype=np.int64)
 

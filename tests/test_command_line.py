@@ -40,3 +40,17 @@ def test_an_error_ends_a_command_with_one_line(capsys: pytest.CaptureFixture[str
         raise SettingsError("budget=[3] is not allowed")
     assert ended.value.exit_code == 1
     assert capsys.readouterr().err == "headkv: error: budget=[3] is not allowed\n"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_that_could_not_be_written_is_refused_before_the_work(
+    tmp_path: Path, force: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(HeadKVError, match="is a folder"):
+        check_out(tmp_path, force=force)
+    with pytest.raises(HeadKVError, match="no folder"):
+        check_out(tmp_path / ("x" * 300) / "s.json", force=force)
+    # Root may write everywhere, so that a folder's mode would not do.
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(HeadKVError, match="cannot be written to"):
+        check_out(tmp_path / "s.json", force=force)

@@ -52,6 +52,11 @@ def test_more_layers_make_it_higher_and_more_heads_wider(tmp_path):
     assert wide[1] == low[1] < high[1]
 
 
+@pytest.mark.filterwarnings("error")
+def test_letters_that_the_font_lacks_are_no_noise(tmp_path):
+    assert drawn(tmp_path / "a.png", values(2, 2), "\u6a21\u578b", "label")
+
+
 def test_the_same_input_gives_the_same_bytes_and_other_input_others(tmp_path):
     first = drawn(tmp_path / "a.png", values(4, 8), "title", "label")
     assert drawn(tmp_path / "b.png", values(4, 8), "title", "label") == first

@@ -2,11 +2,12 @@
 """`headkv plan FILE`: what a budget comes to, for one model and one prompt length."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from headkv_vllm.command_line import readable_errors
+from headkv_vllm.config import PolicyName
 from headkv_vllm.errors import SettingsError, shown
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def plan(
     ] = None,
     block_size: Annotated[int, typer.Option(help="vLLM's --block-size, in tokens.")] = 32,
     policy: Annotated[
-        str | None, typer.Option(help="headkv, uniform or another policy of the settings.")
+        str | None, typer.Option(help=f"One of {', '.join(get_args(PolicyName))}.")
     ] = None,
     beta: Annotated[
         float | None,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from headkv_vllm.budgets.allotment import HeadBlocks, allot_head_blocks
 from headkv_vllm.budgets.ranks import worker_kv_heads
+from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.budgets.request import RequestBudget, request_budget
 from headkv_vllm.config import Settings
 from headkv_vllm.errors import SettingsError, shown
@@ -23,8 +24,9 @@ class Plan(BaseModel):
 
     head_blocks: n[L][H], the head blocks that each KV head keeps of its F full ones; all F where
         the request is not compressed. H counts the heads of all ranks, rank by rank: with fewer
-        KV heads than ranks, each rank has one, and neighbours hold the same. Under an adaptive
-        policy only the sum of each layer is sure: the prompt decides how its heads share it.
+        KV heads than ranks, each rank has one, and neighbours hold the same.
+    adaptive: whether of head_blocks only the sum of each layer is sure, and the prompt decides how
+        its heads share it.
     num_compressed_blocks, num_full_blocks: K and F, see `RequestBudget`.
     num_tail_tokens: prompt tokens after the full blocks, window included; every head keeps them.
     num_blocks_held: vLLM blocks that the request holds: K and those of the tail.
@@ -53,6 +55,7 @@ class Plan(BaseModel):
     kv_bytes_stock: int
     mean_kept_tokens: float
     kept_share: float
+    adaptive: bool
     head_blocks: tuple[tuple[int, ...], ...]
 
 
@@ -82,6 +85,7 @@ def make_plan(
         tensor_parallel_size=tensor_parallel_size,
         compressed=budget.compressed,
         reason=_reason(budget, settings),
+        adaptive=POLICIES[settings.policy].adaptive,
         num_compressed_blocks=budget.num_compressed_blocks,
         num_full_blocks=budget.num_full_blocks,
         **_memory(budget, block_size, block_bytes),

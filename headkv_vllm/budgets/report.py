@@ -20,7 +20,8 @@ def print_plan(plan: Plan) -> None:
         return
     console.print(
         f"\nblocks of {plan.block_size} tokens that each KV head keeps, besides the last "
-        f"{plan.num_tail_tokens} tokens, which all keep:",
+        f"{plan.num_tail_tokens} tokens, which all keep"
+        + (" (the prompt decides how a layer's heads share their sum):" if plan.adaptive else ":"),
         soft_wrap=True,
     )
     wide = len(plan.head_blocks[0]) > MOST_COLUMNS

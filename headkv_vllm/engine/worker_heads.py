@@ -7,6 +7,7 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from vllm.model_executor.models.utils import extract_layer_index
 
+from headkv_vllm.budgets.ranks import worker_kv_heads
 from headkv_vllm.engine.settings import read_scores
 
 
@@ -23,14 +24,3 @@ def worker_scores(
     )
     assert len(heads) == num_kv_heads
     return scores[np.ix_(layers, heads)]
-
-
-def worker_kv_heads(num_kv_heads: int, rank: int, world_size: int) -> list[int]:
-    """The KV heads of one tensor-parallel rank, as vLLM shares them out.
-
-    With fewer KV heads than ranks, `world_size / num_kv_heads` neighbouring ranks hold the same.
-    """
-    if world_size > num_kv_heads:
-        return [rank * num_kv_heads // world_size]
-    per_rank = num_kv_heads // world_size
-    return list(range(rank * per_rank, (rank + 1) * per_rank))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a checkpoint's files are: in the user's folder, or in the cache of the Hugging Face hub."""
 
+import os.path
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +30,7 @@ def find_checkpoint_folder(
     Of the hub's model those of `files` that the cache lacks are downloaded, with a progress bar.
     Raises ModelError when it is neither or cannot be had, SettingsError for a folder's revision.
     """
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         if revision is not None:
             raise SettingsError(f"--revision is {shown(revision)}, but {model} is a folder")
         return Path(model)

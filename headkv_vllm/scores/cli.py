@@ -66,7 +66,7 @@ def show(
         typer.echo(json.dumps({**provenance, "fold": fold, "summary": asdict(summary)}, indent=2))
         return
     console = Console(highlight=False)
-    console.print(_provenance(scores), _spread(summary, head), sep="\n")
+    console.print(_two_columns({**_provenance(scores), **_spread(summary, head)}), "", sep="\n")
     if top:
         console.print(_top(summary), "", sep="\n")
     shares = [f"{share:.1%}" for share in summary.layer_shares]
@@ -112,9 +112,10 @@ def import_(
 ) -> None:
     """Write a score file from the scores of another program.
 
-    Formats: reference, the JSON line of the retrieval-head and HeadKV code; duo-attention,
-    full_attention_heads.tsv; kvzip, one tensor in .safetensors or .npy. Of the model only the
-    config and the headers of its weights are read.
+    Formats: reference, the JSON line of the retrieval-head and HeadKV code;
+    duo-attention, full_attention_heads.tsv; kvzip, one tensor in .safetensors
+    or .npy. Of the model only the config and the headers of its weights are
+    read.
     """
     from headkv_vllm.scores.checkpoint_folder import find_checkpoint_folder
     from headkv_vllm.scores.file import ScoredModel, ScoreFile, write_score_file
@@ -150,7 +151,7 @@ def _folded(scores: "ScoreFile", fold: str) -> "FloatArray":
     raise SettingsError(f"--fold is {shown(fold)}, allowed are {allowed}")
 
 
-def _provenance(scores: "ScoreFile") -> Table:
+def _provenance(scores: "ScoreFile") -> dict[str, object]:
     identity = scores.model.identity
     sizes = (
         f"{identity.num_layers} layers, {identity.num_heads} query heads, "
@@ -165,19 +166,17 @@ def _provenance(scores: "ScoreFile") -> Table:
         **scores.provenance.model_dump(exclude_none=True),
     }
     rows["lengths"] = ", ".join(map(str, scores.provenance.lengths)) or "not known"
-    return _two_columns(rows)
+    return rows
 
 
-def _spread(summary: "Summary", head: str) -> Table:
+def _spread(summary: "Summary", head: str) -> dict[str, object]:
     total = summary.num_layers * summary.num_heads
-    return _two_columns(
-        {
-            "shown per": head,
-            "top 5 %": f"{summary.num_top_5_percent} of {total} heads have "
-            f"{summary.share_top_5_percent:.1%} of the sum of all scores",
-            "half": f"{summary.num_heads_for_half} of {total} heads have half of the sum",
-        }
-    )
+    return {
+        "shown per": head,
+        "top 5 %": f"{summary.num_top_5_percent} of {total} heads have "
+        f"{summary.share_top_5_percent:.1%} of the sum of all scores",
+        "half": f"{summary.num_heads_for_half} of {total} heads have half of the sum",
+    }
 
 
 def _top(summary: "Summary") -> Table:
@@ -208,6 +207,8 @@ def _two_columns(rows: dict[str, object]) -> Table:
     from rich.text import Text
 
     table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # a fingerprint that is cut off is of no use
     for name, value in rows.items():
         table.add_row(name.replace("_", " "), Text(printable(str(value))))
     return table

@@ -86,12 +86,14 @@ def score(
 ) -> None:
     """Measure how much each attention head of MODEL retrieves, and write a score file.
 
-    The model answers questions about long texts. While it writes an answer, every head is scored by
-    the attention that it pays to the part of the text that holds it; only right answers count.
-    Serve with the file: vllm serve MODEL --attention-backend headkv
-    --additional-config '{"headkv": {"scores": "FILE"}}'.
+    The model answers questions about long texts. While it writes an answer,
+    every head is scored by the attention that it pays to the part of the text
+    that holds it; only right answers count. Serve with the file: vllm serve
+    MODEL --attention-backend headkv --additional-config
+    '{"headkv": {"scores": "FILE"}}'.
 
-    An interrupted run goes on where it stopped when the same command is given again.
+    An interrupted run goes on where it stopped when the same command is given
+    again.
     """
     console = Console(stderr=True)
     with readable_errors():

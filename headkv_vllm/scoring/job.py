@@ -7,7 +7,6 @@ import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
@@ -25,6 +24,8 @@ from headkv_vllm.version import tool_version
 
 ROOM_FOR_ANSWER = 32
 """Part of a built-in sample's length, so that a length of all the model's positions can be had."""
+SPEED_PERIOD = 3600.0
+"""Seconds by which the time that is left is estimated."""
 
 
 def run_job(
@@ -37,7 +38,7 @@ def run_job(
     """
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
-    console.print(f"loading {request.model}", highlight=False)
+    console.print(f"loading {request.model}", highlight=False, markup=False)
     checkpoint = load_checkpoint(
         request.model,
         revision=request.revision,
@@ -57,6 +58,7 @@ def prepare(request: ScoreRequest, checkpoint: Checkpoint) -> ScoreRun:
 
     Raises SamplesError, and ModelError when the tokenizer is of another model.
     """
+    _check_lengths(request, checkpoint)
     tokenizer = checkpoint.tokenizer
     samples = request.source.samples(
         request.method,
@@ -72,27 +74,37 @@ def prepare(request: ScoreRequest, checkpoint: Checkpoint) -> ScoreRun:
 
 def measure_all(run: ScoreRun, journal: Journal, console: Console) -> Journal:
     """The complete journal of `run`, with a progress bar on `console`; see `measure_rest`."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[right]} answered"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     if journal.results:
         console.print(f"going on after {len(journal.results)} samples", highlight=False)
-    right = len(accepted(journal.results))
-    with Progress(*columns, console=console) as progress:
-        done, total = len(journal.results), len(run.prompts)
-        task = progress.add_task("samples", total=total, completed=done, right=right)
+    lengths = [len(prompt.ids) for prompt in run.prompts]
+    done, right = len(journal.results), len(accepted(journal.results))
+    with _progress(console, len(lengths)) as progress:
+        task = progress.add_task(
+            "samples", total=sum(lengths), completed=sum(lengths[:done]), done=done, right=right
+        )
 
         def show(result: SampleResult) -> None:
             nonlocal right
             right += len(accepted([result]))
-            progress.update(task, advance=1, right=right)
+            index = result.index
+            progress.update(task, advance=lengths[index], done=index + 1, right=right)
 
         return run.measure_rest(journal, show)
+
+
+def _progress(console: Console, num_samples: int) -> Progress:
+    """Counts tokens, which samples of different lengths differ in, and shows samples."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(f"{{task.fields[done]}}/{num_samples}"),
+        TextColumn("{task.fields[right]} answered"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        # By default rich forgets what is older, and a sample can take longer than that.
+        speed_estimate_period=SPEED_PERIOD,
+    )
 
 
 def score_file(
@@ -122,8 +134,17 @@ def score_file(
 def _open_journal(out: Path, run: ScoreRun, *, restart: bool) -> Journal:
     path = Journal.beside(out)
     if restart:
-        path.unlink(missing_ok=True)
+        Journal(path).remove()
     return Journal.resume(path, run.describe())
+
+
+def _check_lengths(request: ScoreRequest, checkpoint: Checkpoint) -> None:
+    """Before samples are made, which takes as long as they are."""
+    longest = max(request.source.lengths, default=0)
+    if longest > checkpoint.max_tokens:
+        raise SamplesError(
+            f"--lengths has {longest}, the model's positions end at {checkpoint.max_tokens}"
+        )
 
 
 def _check_fits(number: int, prompt: PromptTokens, checkpoint: Checkpoint) -> None:
@@ -131,7 +152,7 @@ def _check_fits(number: int, prompt: PromptTokens, checkpoint: Checkpoint) -> No
     if needed > most:
         raise SamplesError(
             f"sample {number} takes {needed} tokens with its answer, the model's positions end at "
-            f"{most}: give shorter --lengths or texts"
+            f"{most}: give shorter texts (--lengths)"
         )
     vocabulary = checkpoint.model.get_input_embeddings().num_embeddings
     if max(prompt.ids) >= vocabulary:

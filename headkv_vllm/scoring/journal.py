@@ -83,8 +83,13 @@ class Journal:
         return replace(self, results=(*self.results, result))
 
     def remove(self) -> None:
-        """Delete the file: the run is complete."""
-        self.path.unlink(missing_ok=True)
+        """Delete the file, if there is one. Raises ScoringError when that is not possible."""
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise ScoringError(
+                f"partial results {str(self.path)!r} cannot be deleted: {error.strerror}"
+            ) from None
 
     def check_integrity(self) -> None:
         """The results are those of the first samples, in order."""

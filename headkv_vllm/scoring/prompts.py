@@ -24,8 +24,8 @@ class PromptTokens:
 
     ids: the whole prompt, special tokens included.
     evidence: positions in `ids`, ascending, of the tokens that share a character with the
-        evidence. Never empty, and never a special token: the HeadKV authors' code looks up where
-        the statement's tokens stand, and can count the first token, BOS, among them.
+        evidence. Never empty, and never a special token: the HeadKV authors' code looks for a
+        window of tokens like the statement's, and can take a BOS in.
     answer_ids: the expected answer without special tokens. Their number bounds the generation.
     """
 
@@ -78,11 +78,6 @@ def tokenize(
     when the tokenizer is not a fast one, or has no chat template that can be used, and
     SamplesError when the chat template changes the text, or evidence or answer has no token.
     """
-    if not tokenizer.is_fast:
-        raise UnsupportedError(
-            f"{type(tokenizer).__name__} does not say where tokens stand in the text: a fast "
-            "tokenizer (tokenizer.json) is needed"
-        )
     text, context = template.fill(sample)
     spans = [(context + start, context + end) for start, end in sample.evidence]
     if template.chat:
@@ -103,6 +98,11 @@ def tokenize(
 def _encode(
     text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool
 ) -> tuple[tuple[int, ...], list[Span]]:
+    if not tokenizer.is_fast:
+        raise UnsupportedError(
+            f"{type(tokenizer).__name__} does not say where tokens stand in the text: a fast "
+            "tokenizer (tokenizer.json) is needed"
+        )
     encoding = tokenizer(
         text,
         add_special_tokens=add_special_tokens,
@@ -139,7 +139,11 @@ def _render(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
         raise UnsupportedError(f"{name} has no chat template: leave --chat out")
     try:
         rendered: str = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": text}],
+            tokenize=False,
+            add_generation_prompt=True,
+            # Qwen3's and others' would let the model think aloud for longer than an answer is.
+            enable_thinking=False,
         )
     except (TemplateError, ValueError, TypeError) as error:
         raise UnsupportedError(

@@ -11,6 +11,8 @@ from headkv_vllm.scoring.source import BuiltInSource, FileSource, Source
 
 DEFAULT_LENGTHS = "1024,2048,4096"
 DEFAULT_SEED = 0
+MOST_PER_LENGTH = 10_000
+MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def parse_source(
     parts = (DEFAULT_LENGTHS if lengths is None else lengths).split(",")
     return BuiltInSource.hidden_in(
         haystack,
-        per_length=_integer("--samples", samples, least=1),
+        per_length=_integer("--samples", samples, least=1, most=MOST_PER_LENGTH),
         lengths=tuple(_integer("--lengths", part.strip(), least=1) for part in parts),
         seed=_integer("--seed", str(DEFAULT_SEED if seed is None else seed), least=0),
     )
@@ -73,7 +75,10 @@ def _refuse_beside_file(options: dict[str, object]) -> None:
             raise SettingsError(f"{option} is for built-in samples, but --samples is a file")
 
 
-def _integer(option: str, text: str, *, least: int) -> int:
-    if not text.isdigit() or int(text) < least:
-        raise SettingsError(f"{option} is {shown(text)}, allowed are integers from {least}")
+def _integer(option: str, text: str, *, least: int, most: int = MOST) -> int:
+    # The length comes first: Python refuses to read thousands of digits.
+    if not text.isdecimal() or len(text) > len(str(most)) or not least <= int(text) <= most:
+        raise SettingsError(
+            f"{option} is {shown(text)}, allowed are integers from {least} to {most}"
+        )
     return int(text)

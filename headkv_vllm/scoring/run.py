@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import floor, log10
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ ACCEPTED_F1 = 0.5
 LEAST_SHARE = 0.25
 """Share of the samples that must count. With fewer, the scores say little about retrieval."""
 DECIMALS = 6
+"""Of the scores in the file, and more where all of them are small: long evidence makes them so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,8 @@ class ScoreRun:
             "weights": self.checkpoint.weights,
             "dtype": str(model.dtype),
             "device": str(model.device),
+            "num_threads": torch.get_num_threads(),
+            "torch": torch.__version__,
             "num_samples": len(self.prompts),
             "prompts": hashlib.sha256(json.dumps([prompts, self.answers]).encode()).hexdigest(),
         }
@@ -69,7 +73,8 @@ class ScoreRun:
         except torch.OutOfMemoryError:
             raise ScoringError(
                 f"sample {index + 1} of {len(prompt.ids)} tokens does not fit into the memory of "
-                f"{checkpoint.model.device}: give shorter --lengths, or another --dtype"
+                f"{checkpoint.model.device}: give shorter texts (--lengths), or another "
+                "--dtype"
             ) from None
         said = checkpoint.tokenizer.decode(measured.generated, skip_special_tokens=True)
         return SampleResult(
@@ -85,7 +90,7 @@ def accepted(results: Sequence[SampleResult]) -> list[SampleResult]:
 def mean_scores(
     results: Sequence[SampleResult], *, allow_few: bool = False
 ) -> npt.NDArray[np.float64]:
-    """The mean over the accepted results: [num_layers, num_heads], rounded to DECIMALS.
+    """The mean over the accepted results: [num_layers, num_heads], rounded, see DECIMALS.
 
     Raises ScoringError, with the counts, when fewer than LEAST_SHARE of the answers are right (or
     none, with `allow_few`), or when no head scores above zero.
@@ -94,13 +99,13 @@ def mean_scores(
     wanted = 1 if allow_few else max(1, int(np.ceil(len(results) * LEAST_SHARE)))
     if len(right) < wanted:
         raise ScoringError(_too_few(len(right), len(results), wanted))
-    scores: npt.NDArray[np.float64] = np.mean([r.values for r in right], axis=0).round(DECIMALS)
+    scores: npt.NDArray[np.float64] = np.mean([r.values for r in right], axis=0)
     if not scores.any():
         raise ScoringError(
-            f"in {len(right)} right answers no head looked at the evidence, so all scores are 0: "
-            "the answers do not come from the evidence"
+            f"all scores are 0: in {len(right)} right answers no head attends the evidence as the "
+            "method asks"
         )
-    return scores
+    return scores.round(DECIMALS - min(0, floor(log10(scores.max())) + 1))
 
 
 def _too_few(right: int, total: int, wanted: int) -> str:
@@ -108,5 +113,5 @@ def _too_few(right: int, total: int, wanted: int) -> str:
     return (
         f"the model answered {right} of {total} samples (F1 above {ACCEPTED_F1}), and scores from "
         f"fewer than {wanted} say little: {hint}--chat asks an instruction-tuned model in its own "
-        "format, and shorter --lengths are easier"
+        "format, and shorter texts (--lengths) are easier"
     )

@@ -24,6 +24,11 @@ class Source(Protocol):
         ...
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of prompt and answer that were asked for; empty where the samples decide."""
+        ...
+
+    @property
     def description(self) -> str:
         """One line for people, the same for the same samples."""
         ...
@@ -70,6 +75,7 @@ class FileSource:
     read: tuple[Sample, ...]
     description: str
     seed: None = None
+    lengths: tuple[int, ...] = ()
 
     @classmethod
     def at(cls, path: Path) -> Self:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from headkv_vllm.engine.worker_heads import worker_kv_heads
+from headkv_vllm.budgets.ranks import worker_kv_heads
 from headkv_vllm.needle.grading import grade
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples

@@ -20,12 +20,12 @@ from headkv_vllm.version import tool_version
 LAYERS, HEADS = 3, 4  # of the conftest's checkpoint, which has 2 KV heads
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, ["scores", *map(str, arguments)], env={"COLUMNS": "100"})
+def run(*arguments, columns=100):
+    return CliRunner().invoke(app, ["scores", *map(str, arguments)], env={"COLUMNS": str(columns)})
 
 
-def output(*arguments):
-    result = run(*arguments)
+def output(*arguments, columns=100):
+    result = run(*arguments, columns=columns)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -128,6 +128,13 @@ def test_scores_of_one_layer_and_many_heads_fit_a_narrow_terminal(checkpoint, co
     out = tmp_path / "out.json"
     output("import", heads, "--model", model, "--out", out)
     assert all(len(line) <= 100 for line in output("show", out).splitlines())
+
+
+def test_a_narrow_terminal_shows_the_whole_fingerprint(stored, score_file):
+    lines = output("show", stored, columns=40).splitlines()
+    assert max(map(len, lines)) <= 40
+    cells = "".join(line.split()[-1] for line in lines[:10])
+    assert score_file.model.identity.fingerprint in cells
 
 
 def test_diff_of_a_file_with_itself_and_with_another(stored, score_file, tmp_path):

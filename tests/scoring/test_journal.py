@@ -88,3 +88,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ScoringError, match="cannot be kept"):
         Journal.resume(tmp_path / "missing" / "j", RUN)
+
+
+def test_what_cannot_be_deleted_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ScoringError, match="cannot be deleted: Is a directory"):
+        Journal(tmp_path).remove()
+    Journal(tmp_path / "missing").remove()

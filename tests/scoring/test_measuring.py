@@ -2,6 +2,7 @@
 """The estimator against a slow, obvious one: full attention matrices, and loops."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +95,14 @@ def slow_scores(model, prompt, method, stop_ids=frozenset()):
     return tuple(generated), scores
 
 
+def say_few_words(model, prompt):
+    """`prompt` in four tokens, which `model` says too: a random one copies by chance alone."""
+    with torch.no_grad():
+        model.lm_head.weight[:3] = 0
+        model.lm_head.weight[7:] = 0
+    return replace(prompt, ids=tuple(3 + token % 4 for token in prompt.ids))
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_estimator_agrees_with_the_slow_one(name, method):
@@ -102,31 +111,13 @@ def test_the_estimator_agrees_with_the_slow_one(name, method):
     for seed in range(3):
         prompt = random_prompt(seed)
         if method == "r":
-            # A random model copies by chance alone: let the evidence hold what it says.
-            (said, _) = slow_scores(eager, prompt, "r")
-            ids = list(prompt.ids)
-            ids[:-1] = [said[0]] * (len(ids) - 1)
-            prompt = PromptTokens(tuple(ids), prompt.evidence, prompt.answer_ids)
+            prompt = say_few_words(eager, say_few_words(ours, prompt))
         expected_tokens, expected = slow_scores(eager, prompt, method)
         measured = measure(ours, prompt, method, frozenset(), prefill_chunk=13)
         assert measured.generated == expected_tokens
         np.testing.assert_allclose(measured.scores, expected, atol=1e-5)
         total += expected.sum()
-    assert total > 0.1 or method == "r"
-
-
-def test_r_counts_a_head_that_copies():
-    """All of the evidence holds the token that the model says again and again."""
-    ours, eager = random_model("llama", ATTENTION), random_model("llama", "eager")
-    for token in range(3, VOCABULARY):
-        ids = (token,) * 30
-        prompt = PromptTokens(ids, tuple(range(1, 29)), (0,) * 4)
-        said, expected = slow_scores(eager, prompt, "r")
-        if token in said and expected.any():
-            measured = measure(ours, prompt, "r", frozenset())
-            np.testing.assert_allclose(measured.scores, expected, atol=1e-6)
-            return
-    pytest.fail("no token makes this model copy")
+    assert total > 0.1
 
 
 def test_an_answer_ends_before_a_stop_token():

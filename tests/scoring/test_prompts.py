@@ -16,7 +16,13 @@ from headkv_vllm.errors import SamplesError, UnsupportedError
 from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.needle.score_samples import TEMPLATE, score_samples
 from headkv_vllm.scoring.haystack import GeneratedHaystack
-from headkv_vllm.scoring.prompts import DEFAULT_TEMPLATE, PromptTokens, Template, tokenize
+from headkv_vllm.scoring.prompts import (
+    DEFAULT_TEMPLATE,
+    PromptTokens,
+    Template,
+    template_length,
+    tokenize,
+)
 from headkv_vllm.scoring.samples import Sample, merge
 
 BOS, END = "<s>", "<|end|>"
@@ -204,6 +210,15 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
     with pytest.raises(UnsupportedError, match="SlowTokenizer does not say where tokens stand"):
         tokenize(SAMPLE, SlowTokenizer(), Template())
+    with pytest.raises(UnsupportedError, match="SlowTokenizer does not say where tokens stand"):
+        template_length(SlowTokenizer(), Template())
+
+
+def test_a_model_that_thinks_is_told_not_to() -> None:
+    thinking = "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+    tokenizer = word_level(bos=False, chat=CHAT + thinking)
+    prompt = tokenize(SAMPLE, tokenizer, Template(chat=True))
+    assert "<think>" not in tokenizer.decode(prompt.ids)
 
 
 def test_evidence_or_an_answer_without_tokens_is_refused() -> None:

@@ -33,7 +33,10 @@ def test_anything_else_means_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("0", None, None, None), "--samples is '0', allowed are integers from 1"),
+        (("0", None, None, None), "--samples is '0', allowed are integers from 1 to 10000"),
+        (("10001", None, None, None), "--samples is '10001', allowed"),
+        (("\u00b2", None, None, None), "--samples is '\u00b2', allowed"),
+        (("5", "9" * 5000, None, None), "--lengths is '999"),
         (("-3", None, None, None), "--samples is '-3', allowed are integers from 1"),
         (("5", "64,x", None, None), "--lengths is 'x', allowed are integers from 1"),
         (("5", "", None, None), "--lengths is '', allowed are integers from 1"),

@@ -43,3 +43,11 @@ def test_answers_that_come_from_elsewhere_are_no_scores():
     nothing = SampleResult(index=0, f1=1.0, scores=((0.0, 0.0),))
     with pytest.raises(ScoringError, match="all scores are 0"):
         mean_scores([nothing])
+
+
+def test_small_scores_keep_their_digits():
+    """Long evidence divides by its length, and only the ratios of the scores matter."""
+    scores = np.random.default_rng(0).uniform(0.1, 1, (2, 4))
+    for scale in (1.0, 1e-3, 1e-30):
+        small = SampleResult(index=0, f1=1.0, scores=(scores * scale).tolist())
+        np.testing.assert_allclose(mean_scores([small]) / scale, scores, rtol=1e-5)
