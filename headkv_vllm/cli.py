@@ -4,8 +4,12 @@
 import typer
 from rich.console import Console
 
-from headkv_vllm.errors import HeadKVError
+from headkv_vllm.budgets.cli import plan
+from headkv_vllm.command_line import readable_errors
+from headkv_vllm.evaluation.cli import evaluate
 from headkv_vllm.needle.cli import needle_app
+from headkv_vllm.scores.cli import scores_app
+from headkv_vllm.scoring.cli import score
 
 app = typer.Typer(
     name="headkv",
@@ -14,7 +18,11 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command()(score)
+app.command()(plan)
+app.command(name="eval")(evaluate)
 app.add_typer(needle_app, name="needle")
+app.add_typer(scores_app, name="scores")
 
 
 @app.command()
@@ -26,10 +34,6 @@ def demo() -> None:
     """
     from headkv_vllm import demo as demonstration
 
-    console = Console()
-    try:
-        all_right = demonstration.run(console)
-    except HeadKVError as error:
-        console.print(f"headkv: error: {error}", style="red", markup=False)
-        raise typer.Exit(1) from None
+    with readable_errors():
+        all_right = demonstration.run(Console())
     raise typer.Exit(0 if all_right else 1)

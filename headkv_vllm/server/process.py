@@ -86,6 +86,10 @@ class ServerProcess:
             os.killpg(self.pid, signal.SIGKILL)
             return self._process.wait()
 
+    def is_running(self) -> bool:
+        """Whether the server's first process is alive."""
+        return self._process.poll() is None
+
     def has_processes(self) -> bool:
         """Whether the server's first process, or any that it has started, is alive."""
         try:

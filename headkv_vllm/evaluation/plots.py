@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of an evaluation: score against kept memory, and score by length and depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from headkv_vllm.evaluation.cells import FULL, Compression
+from headkv_vllm.evaluation.results import EvaluationError, Result
+from headkv_vllm.evaluation.summary import Row, by_cell
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DOTS_PER_INCH: Final = 150
+MOST_DEPTHS: Final = 10
+"""Rows of a heat map; more depths than these are put into as many equal parts."""
+
+
+def write_plots(results: Sequence[Result], rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Write all pictures that `results`, and the `rows` of their report, give; returns their paths.
+
+    `accuracy-bytes-TASK.png` for each task whose kept bytes are known, with the length in the name
+    where there are several; `depth-TASK-SERVER.png` where there are several lengths and depths.
+    Raises EvaluationError where one cannot be written.
+    """
+    written = []
+    lengths = {row.cell.length for row in rows}
+    for task, length in dict.fromkeys((row.cell.task, row.cell.length) for row in rows):
+        chosen = [row for row in rows if (row.cell.task, row.cell.length) == (task, length)]
+        if all(row.kept_bytes is not None for row in chosen):
+            name = _name("accuracy-bytes", task, *([length] if len(lengths) > 1 else []))
+            title = f"{task}, {length:,} tokens" if length else task
+            written.append(_save(draw_accuracy(chosen, title), folder / name))
+    for (task, server), scores in _by_depth(results).items():
+        written.append(
+            _save(_heat_map(task, server, scores), folder / _name("depth", task, server))
+        )
+    return written
+
+
+def draw_accuracy(rows: Sequence[Row], title: str) -> Figure:
+    """Score against the kept KiB of a prompt, a line for each policy, with its intervals."""
+    figure = _figure(6.4, 4.4)
+    axes = figure.add_subplot()
+    for policy in dict.fromkeys(row.cell.policy for row in rows):
+        line = [row for row in rows if row.cell.policy == policy]
+        points = sorted(_point(row) for row in line)
+        kept, score, below, above = (list(values) for values in zip(*points, strict=True))
+        marker = "*" if policy == FULL else "o"
+        axes.errorbar(kept, score, (below, above), marker=marker, capsize=3, label=policy)
+    axes.set(xlabel="KV cache kept of a prompt, KiB", ylabel="score, %", ylim=(-4, 104))
+    kept_bytes = [row.kept_bytes for row in rows if row.kept_bytes]
+    if kept_bytes and max(kept_bytes) >= 4 * min(kept_bytes):  # else hardly a tick would show
+        axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.suptitle(f"{title}; 95 % intervals", fontsize=11, parse_math=False)
+    return figure
+
+
+def depth_scores(
+    cells: Sequence[Sequence[Result]],
+) -> tuple[list[str], npt.NDArray[np.float64]] | None:
+    """Names of the depths, and mean scores [num_depths, num_cells] of cells of several lengths.
+
+    A mean of no samples is NaN. None where there are not several lengths and several depths.
+    """
+    depths = sorted({r.depth for results in cells for r in results if r.depth is not None})
+    if len(cells) < 2 or len(depths) < 2:
+        return None
+    few = len(depths) <= MOST_DEPTHS
+    names = [f"{d:.0%}" for d in depths] if few else _parts_of_all()
+    scores = np.full((len(names), len(cells)), np.nan)
+    for column, results in enumerate(cells):
+        rows: dict[int, list[float]] = {}
+        for r in results:
+            if r.depth is not None:
+                row = depths.index(r.depth) if few else _part(r.depth)
+                rows.setdefault(row, []).append(r.score)
+        for row, values in rows.items():
+            scores[row, column] = np.mean(values)
+    return names, scores
+
+
+def _parts_of_all() -> list[str]:
+    step = 100 // MOST_DEPTHS
+    return [f"{start}-{start + step}%" for start in range(0, 100, step)]
+
+
+def _part(depth: float) -> int:
+    return min(int(depth * MOST_DEPTHS), MOST_DEPTHS - 1)
+
+
+def _point(row: Row) -> tuple[float, float, float, float]:
+    assert row.kept_bytes is not None
+    score = row.score
+    # Rounding may put a mean outside its own bounds, by nothing that could be seen.
+    below, above = max(0.0, score.mean - score.low), max(0.0, score.high - score.mean)
+    return row.kept_bytes / 1024, 100 * score.mean, 100 * below, 100 * above
+
+
+Depths = tuple[list[int], list[str], npt.NDArray[np.float64]]
+
+
+def _by_depth(results: Sequence[Result]) -> dict[tuple[str, Compression], Depths]:
+    """Lengths, names of depths and scores, for each task and server that has several of both."""
+    cells = by_cell(results)
+    found: dict[tuple[str, Compression], Depths] = {}
+    for task, server in dict.fromkeys((cell.task, cell.compression) for cell in cells):
+        own = sorted(
+            (cell for cell in cells if (cell.task, cell.compression) == (task, server)),
+            key=lambda cell: cell.length,
+        )
+        scores = depth_scores([cells[cell] for cell in own])
+        if scores is not None:
+            found[task, server] = ([cell.length for cell in own], *scores)
+    return found
+
+
+def _heat_map(task: str, server: Compression, depths: Depths) -> Figure:
+    lengths, names, scores = depths
+    figure = _figure(1.1 * len(lengths) + 2.5, 0.35 * len(names) + 1.4)
+    axes = figure.add_subplot()
+    image = axes.imshow(100 * scores, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    for (row, column), value in np.ndenumerate(scores):
+        colour = "black" if not value < 0.6 else "white"
+        text = "none" if np.isnan(value) else f"{100 * value:.0f}"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="prompt tokens", ylabel="depth of the needle")
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image).set_label("score, %")
+    figure.suptitle(f"{task}: {server}", fontsize=11, parse_math=False)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _name(*parts: object) -> str:
+    return "-".join(map(str, parts)).replace("/", "-").replace(" ", "-") + ".png"
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    stream = BytesIO()
+    figure.savefig(stream, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    try:
+        path.write_bytes(stream.getvalue())
+    except OSError as error:
+        raise EvaluationError(f"{str(path)!r} cannot be written: {error.strerror}") from None
+    return path

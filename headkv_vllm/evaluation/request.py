@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `headkv eval` is asked for, checked before anything starts."""
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, TypeVar, get_args
+
+from headkv_vllm.budgets.cli import BYTES_PER_ELEMENT
+from headkv_vllm.config import PolicyName
+from headkv_vllm.errors import SettingsError, shown
+from headkv_vllm.evaluation.cells import FULL, GIVEN, Cell, Compression, compressions, grid
+
+POLICIES: Final = (FULL, *get_args(PolicyName))
+DTYPES: Final = tuple(name for name in BYTES_PER_ELEMENT if name != "fp8")
+OWN_FLAGS: Final = (
+    *("attention-backend", "additional-config", "block-size", "dtype", "max-model-len"),
+    *("tokenizer", "served-model-name", "host", "port", "logits-processors", "kv-cache-dtype"),
+    *("attention-config", "ac", "config"),
+)
+"""Flags of vLLM that a run gives itself, or that could undo what it compares or reports."""
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """One evaluation; the fields are the options of `headkv eval`.
+
+    servers: what is compared. url: of a running server, which is then all that is asked.
+    settings: of headkv, for all servers, without policy and budget.
+    serve_arguments: further arguments of `vllm serve`.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    lengths: tuple[int, ...]
+    servers: tuple[Compression, ...]
+    n: int
+    seed: int
+    out: Path
+    settings: dict[str, Any]
+    data: Path | None = None
+    url: str | None = None
+    tokenizer: str | None = None
+    block_size: int = 16
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    question_agnostic: bool = False
+    concurrency: int = 8
+    serve_arguments: tuple[str, ...] = ()
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells of the grid."""
+        return grid(self.tasks, self.lengths, self.servers)
+
+
+def parse_names(option: str, text: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Names between commas. Raises SettingsError with those that are like a wrong one, or all."""
+    names = _parts(option, text, str)
+    for name in names:
+        if name not in allowed:
+            near = get_close_matches(name, allowed) or allowed
+            raise SettingsError(f"{option} has {shown(name)}, allowed are {', '.join(near)}")
+    return names
+
+
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """Prompt lengths between commas; 0 takes texts as they are. Raises SettingsError."""
+    return _parts("--lengths", text, lambda part: integer("--lengths", part, least=0))
+
+
+def parse_servers(
+    policies: str | None, budgets: str | None, settings: dict[str, Any], url: str | None
+) -> tuple[Compression, ...]:
+    """What is compared. Raises SettingsError, also for settings that do not go together."""
+    if url is not None:
+        for option, value in (("--policies", policies), ("--budgets", budgets)):
+            if value is not None:
+                raise SettingsError(f"{option} cannot be given with --url: its server has them")
+        return (Compression(GIVEN),)
+    names = parse_names("--policies", policies or f"{FULL},headkv,uniform", POLICIES)
+    amounts = _parts("--budgets", budgets or "128", _budget)
+    servers = tuple(compressions(names, amounts))
+    for server in servers:
+        if server.is_compressed:
+            server.parsed(settings)
+    return servers
+
+
+def parse_settings(text: str | None) -> dict[str, Any]:
+    """The JSON object of --settings. Raises SettingsError."""
+    try:
+        settings = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise SettingsError(
+            f"--settings is {shown(text)}, expected a JSON object such as '{{\"window\": 16}}'"
+        )
+    for name, option in (("policy", "--policies"), ("budget", "--budgets"), ("ratio", "--budgets")):
+        if name in settings:
+            raise SettingsError(f"--settings has {shown(name)}, which {option} gives")
+    return settings
+
+
+def parse_serve_arguments(text: str | None) -> tuple[str, ...]:
+    """Words for `vllm serve`, in the shell's manner. Raises SettingsError for OWN_FLAGS."""
+    try:
+        words = shlex.split(text or "")
+    except ValueError as error:
+        raise SettingsError(f"--serve-args is {shown(text)}: {str(error).lower()}") from None
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-").lstrip("-").partition(".")[0]
+        if word.startswith("-") and flag in OWN_FLAGS:
+            raise SettingsError(f"--serve-args has {shown(word)}, which is not to be given here")
+    return tuple(words)
+
+
+def parse_url(url: str | None) -> str | None:
+    """The server's address without `/v1`. Raises SettingsError."""
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise SettingsError(f"--url is {shown(url)}, expected http://HOST:PORT")
+    return None if url is None else url.rstrip("/").removesuffix("/v1")
+
+
+def parse_dtype(text: str) -> str:
+    """A data type by vLLM's name. Raises SettingsError."""
+    (dtype,) = parse_names("--dtype", text, DTYPES)[:1]
+    return dtype
+
+
+def parse_folder(option: str, path: Path | None) -> Path | None:
+    """A folder that exists. Raises SettingsError."""
+    if path is not None and not path.is_dir():
+        raise SettingsError(f"{option} is {str(path)!r}, which is no folder")
+    return path
+
+
+def parse_out(out: Path | None, model: str) -> Path:
+    """The folder that results go to, named after the model unless told. Raises SettingsError."""
+    path = Path(f"eval-{Path(model).name.lower()}") if out is None else out
+    if path.exists() and not path.is_dir():
+        raise SettingsError(f"--out is {str(path)!r}, which is no folder")
+    return path
+
+
+def parse_max_model_len(value: int | None) -> int | None:
+    """Tokens of prompt and answer together. Raises SettingsError."""
+    return None if value is None else integer("--max-model-len", value, least=1)
+
+
+def integer(option: str, text: str | int, *, least: int) -> int:
+    """An integer from `least`. Raises SettingsError."""
+    if not str(text).isdecimal() or int(text) < least:
+        raise SettingsError(f"{option} is {shown(text)}, allowed are integers from {least}")
+    return int(text)
+
+
+def _budget(text: str) -> int | float:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    try:
+        ratio = float(text) if "." in text else 0.0
+    except ValueError:
+        ratio = 0.0
+    if not 0 < ratio <= 1:
+        raise SettingsError(
+            f"--budgets has {shown(text)}, allowed are integers from 1 (tokens per KV head) and "
+            "numbers with a point, above 0 and up to 1.0 (part of the prompt)"
+        )
+    return ratio
+
+
+def _parts(option: str, text: str, parse: Callable[[str], Value]) -> tuple[Value, ...]:
+    """What stands between commas, each once."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise SettingsError(f"{option} is {shown(text)}, expected values with commas between them")
+    return tuple(dict.fromkeys(map(parse, parts)))

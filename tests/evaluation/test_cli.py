@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`headkv eval` refuses what does not do in one line, before any server starts."""
+
+import pytest
+from typer.testing import CliRunner
+
+from headkv_vllm.cli import app
+from headkv_vllm.errors import SettingsError
+from headkv_vllm.evaluation import request as parse
+from headkv_vllm.evaluation.cells import Compression
+from headkv_vllm.evaluation.request import EvalRequest
+from headkv_vllm.evaluation.run_record import RunRecord
+from headkv_vllm.evaluation.serving import serve_arguments
+from headkv_vllm.needle.paths import checkpoint_path
+
+CHECKPOINT = checkpoint_path()
+NEEDLE = ("--tasks", "needle/single", "--lengths", "512", "-n", "2")
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments, model=CHECKPOINT):
+    return CliRunner().invoke(app, ["eval", str(model), *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "needle/singel"], "--tasks has 'needle/singel', allowed are needle/single"),
+        (["--tasks", ""], "--tasks is '', expected values with commas"),
+        (["--tasks", "needle/single,,"], "expected values with commas between them"),
+        (["--policies", "snapkv"], "--policies has 'snapkv', allowed are"),
+        (["--policies", "headk"], "--policies has 'headk', allowed are headkv"),
+        (["--budgets", "0"], "--budgets has '0', allowed are integers from 1"),
+        (["--budgets", "64,-1"], "--budgets has '-1'"),
+        (["--budgets", "1.5"], "--budgets has '1.5'"),
+        (["--budgets", "0.x"], "--budgets has '0.x'"),
+        (["--budgets", "nan"], "--budgets has 'nan'"),
+        (["--budgets", "8"], "headkv setting budget=8 is not allowed"),
+        (["--lengths", "-1"], "--lengths is '-1', allowed are integers from 0"),
+        (["--lengths", "1k"], "--lengths is '1k'"),
+        (["--lengths", "9000"], "allowed are 48 to 8000"),
+        (["-n", "0"], "-n is 0, allowed are integers from 1"),
+        (["--seed", "-1"], "--seed is -1, allowed are integers from 0"),
+        (["--settings", "[1]"], "--settings is '[1]', expected a JSON object"),
+        (["--settings", "{"], "--settings is '{', expected a JSON object"),
+        (["--settings", '{"windw": 3}'], "did you mean 'window'?"),
+        (["--settings", '{"budget": 3}'], "--settings has 'budget', which --budgets gives"),
+        (["--settings", '{"policy": "headkv"}'], "which --policies gives"),
+        (["--settings", '{"scores": "no.json"}'], "no.json"),
+        (["--block-size", "0"], "--block-size is 0, allowed are integers from 1"),
+        (["--dtype", "fp8"], "--dtype has 'fp8', allowed are"),
+        (["--max-model-len", "0"], "--max-model-len is 0, allowed are integers from 1"),
+        (["--max-model-len", "512"], "but --max-model-len is 512"),
+        (["--concurrency", "0"], "--concurrency is 0, allowed are integers from 1"),
+        (["--data", "no"], "--data is 'no', which is no folder"),
+        (["--out", __file__], "which is no folder"),
+        (["--url", "localhost:1"], "--url is 'localhost:1', expected http://"),
+        (["--url", "http://127.0.0.1:1", "--policies", "full"], "--policies cannot be given"),
+        (["--url", "http://127.0.0.1:1", "--budgets", "64"], "--budgets cannot be given"),
+        (["--url", "http://127.0.0.1:1"], "no server answers at http://127.0.0.1:1"),
+        (["--serve-args", "'"], "--serve-args is"),
+        (
+            ["--serve-args", "--block_size=3"],
+            "--serve-args has '--block_size=3', which is not to be",
+        ),
+        (["--serve-args", "--port 3"], "--serve-args has '--port', which is not to be given"),
+        (["--serve-args", "--seed 1 -ac.backend=headkv"], "--serve-args has '-ac.backend=headkv'"),
+        (["--tokenizer", "no such"], "'no such'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_value_that_does_not_do_is_refused_in_one_line(arguments, message, tmp_path):
+    result = run(*NEEDLE, *arguments)
+    assert (result.exit_code, result.stdout) == (1, ""), result.output
+    assert result.stderr.splitlines()[-1].startswith("headkv: error: ")
+    assert message in result.stderr.splitlines()[-1]
+    assert not list(tmp_path.rglob("*.log"))
+
+
+@pytest.mark.parametrize("model", ["no such model", "/"])
+def test_a_model_that_is_none_is_refused(model):
+    result = run(*NEEDLE, model=model)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith("headkv: error: ")
+
+
+def test_results_of_another_run_stay_as_they_are(tmp_path):
+    RunRecord.now({"model": "other"}, "", {}, {}).write_to(tmp_path / "out")
+    before = (tmp_path / "out/run.json").read_bytes()
+    result = run(*NEEDLE, "--out", tmp_path / "out")
+    assert result.exit_code == 1 and "holds results of another run, with" in result.stderr
+    assert (tmp_path / "out/run.json").read_bytes() == before
+
+
+def test_tasks_must_be_given_and_help_names_the_options():
+    assert run().exit_code == 2
+    assert "--question-agnostic" in run("--help").stdout
+
+
+def test_what_is_not_given_compares_the_method_with_both_ends():
+    assert parse.parse_servers(None, None, {}, None) == (
+        Compression("full"),
+        Compression("headkv", 128),
+        Compression("uniform", 128),
+    )
+    assert parse.parse_servers(None, None, {}, "http://a") == (Compression("given"),)
+    assert parse.parse_url("http://a:1/v1/") == "http://a:1"
+    assert parse.parse_lengths("512, 0,512") == (512, 0)
+
+
+def test_budgets_are_checked_with_the_settings_they_will_meet():
+    with pytest.raises(SettingsError, match="budget=64 is not allowed"):
+        parse.parse_servers("full,uniform", "128,64", {"window": 64}, None)
+    assert parse.parse_servers("full", "64", {"window": 64}, None) == (Compression("full"),)
+
+
+def request(**changes):
+    given = {
+        "model": "m",
+        "tasks": ("a",),
+        "lengths": (1,),
+        "servers": (),
+        "n": 1,
+        "seed": 0,
+        "out": None,
+        "settings": {"window": 16},
+        **changes,
+    }
+    return EvalRequest(**given)
+
+
+def test_the_server_is_stock_for_full_and_ours_for_the_rest():
+    full = serve_arguments(request(), Compression("full"))
+    assert full == ["m", "--served-model-name", "evaluated", "--dtype", "auto"]
+    ours = serve_arguments(request(block_size=32), Compression("headkv", 0.5))
+    assert ours[: len(full)] == full
+    assert ours[len(full) :] == [
+        *("--attention-backend", "headkv", "--additional-config"),
+        '{"headkv": {"window": 16, "policy": "headkv", "ratio": 0.5}}',
+        *("--block-size", "32"),
+    ]
+
+
+def test_options_reach_the_server():
+    given = request(
+        max_model_len=512, tokenizer="t", question_agnostic=True, serve_arguments=("--seed", "1")
+    )
+    words = serve_arguments(given, Compression("full"))
+    for pair in (
+        ("--max-model-len", "512"),
+        ("--tokenizer", "t"),
+        ("--logits-processors", "headkv_vllm.engine.forced_tokens:ForcedTokens"),
+        ("--seed", "1"),
+    ):
+        assert tuple(words[words.index(pair[0]) :][:2]) == pair
