@@ -35,7 +35,7 @@ def resolve_scores(vllm_config: VllmConfig, settings: Settings) -> None:
     scores = _find_scores(vllm_config, settings)
     if scores.warning:
         logger.warning("HeadKV: %s", scores.warning)
-    logger.info("HeadKV: head scores: %s", scores.source)
+    logger.info("HeadKV: head scores: %s (%s)", scores.source, scores.path or "no file")
     _additional_config(vllm_config)[SCORES_KEY] = scores.values.tolist()
 
 

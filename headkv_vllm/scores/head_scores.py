@@ -20,7 +20,7 @@ class HeadScores:
 
     values: [num_layers, num_kv_heads] of the whole model, read-only, not negative; only their
         ratios matter.
-    source: one line for people. path: the score file, if one was used.
+    source: one line for people, without the path. path: the score file, if one was used.
     uniform: every head has the same score.
     warning: one line that the caller logs, when the scores may not be what the user wants.
     """
@@ -65,7 +65,7 @@ def load(path: Path, settings: Settings, identity: ModelIdentity) -> HeadScores:
     # Scaled first, so that no fold of finite scores overflows.
     scaled = file.values / file.values.max()
     values = fold_query_heads(scaled, identity.num_kv_heads, settings.gqa_fold)
-    source = f"{file.method} scores of {file.model.name}, {path}"
+    source = f"{file.method} scores of {file.model.name}, {path.name}"
     return HeadScores(values, source, path, uniform=bool((values == values[0, 0]).all()))
 
 

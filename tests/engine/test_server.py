@@ -67,7 +67,7 @@ def test_answers_from_an_eighth_of_the_prompt(server: Server, task: Task) -> Non
 
 
 def test_the_bundled_scores_are_found(server: Server) -> None:
-    assert f"scores of needle, {scores_dir() / 'needle.json'}" in server.log()
+    assert f"scores of needle, needle.json ({scores_dir() / 'needle.json'})" in server.log()
 
 
 def test_streams_the_same_answer(server: Server) -> None:

@@ -34,7 +34,7 @@ def test_a_path_gives_the_files_scores_folded(score_file, identity, tmp_path, ho
     assert found.path == path
     assert not found.uniform
     assert found.warning is None
-    assert str(path) in found.source
+    assert path.name in found.source
     assert "tiny-llama" in found.source
     expected = fold_query_heads_plain(score_file.values, identity.num_kv_heads, how)
     np.testing.assert_allclose(found.values / found.values.sum(), expected / expected.sum())

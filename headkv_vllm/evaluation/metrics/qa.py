@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token F1 of short answers, as LongBench (arXiv 2308.14508) and SQuAD compute it."""
 
-import re
 import string
-from collections import Counter
-from collections.abc import Sequence
 from typing import Final
 
 from headkv_vllm.evaluation.metrics.chinese import PUNCTUATION, cut
 from headkv_vllm.evaluation.samples import Sample
+from headkv_vllm.scoring.f1 import english_words, words_f1
 
-_ARTICLES: Final = re.compile(r"\b(?:a|an|the)\b")
-_NO_ASCII_PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
 _NO_PUNCTUATION: Final = str.maketrans("", "", string.punctuation + PUNCTUATION)
 
 
@@ -29,17 +25,6 @@ def qa_f1_zh(sample: Sample, generated: str) -> float:
     """
     said = _chinese_words(generated)
     return max(words_f1(_chinese_words(answer), said) for answer in sample.answers)
-
-
-def words_f1(answer: Sequence[str], said: Sequence[str]) -> float:
-    """Harmonic mean of precision and recall of `said`, words counted as often as they stand."""
-    common = (Counter(answer) & Counter(said)).total()
-    return 2 * common / (len(answer) + len(said)) if common else 0.0
-
-
-def english_words(text: str) -> list[str]:
-    """The words of a text that count."""
-    return _ARTICLES.sub(" ", text.lower().translate(_NO_ASCII_PUNCTUATION)).split()
 
 
 def _chinese_words(text: str) -> list[str]:
