@@ -5,7 +5,7 @@ import typer
 from rich.console import Console
 
 from headkv_vllm.budgets.cli import plan
-from headkv_vllm.command_line import readable_errors
+from headkv_vllm.command_line import ends_on_sigterm, readable_errors
 from headkv_vllm.evaluation.cli import evaluate
 from headkv_vllm.needle.cli import needle_app
 from headkv_vllm.scores.cli import scores_app
@@ -34,6 +34,6 @@ def demo() -> None:
     """
     from headkv_vllm import demo as demonstration
 
-    with readable_errors():
+    with readable_errors(), ends_on_sigterm():
         all_right = demonstration.run(Console())
     raise typer.Exit(0 if all_right else 1)

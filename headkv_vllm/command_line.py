@@ -2,9 +2,12 @@
 """What the commands share: how an error ends one, and how long work shows."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import typer
 from rich.console import Console
@@ -13,6 +16,8 @@ from headkv_vllm.errors import HeadKVError, SettingsError
 
 INTERRUPTED = 130
 """The exit status of a shell's command that Ctrl-C ended."""
+TERMINATED = 143
+"""The same of one that SIGTERM ended."""
 
 
 @contextmanager
@@ -24,6 +29,23 @@ def readable_errors() -> Iterator[None]:
         console = Console(stderr=True, soft_wrap=True)
         console.print(f"headkv: error: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def ends_on_sigterm() -> Iterator[None]:
+    """SIGTERM leaves the block by SystemExit, so that a server started in it is ended as well."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is told of signals
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_out(out: Path, *, force: bool) -> Path:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from headkv_vllm.command_line import INTERRUPTED, readable_errors
+from headkv_vllm.command_line import INTERRUPTED, ends_on_sigterm, readable_errors
 
 
 def evaluate(
@@ -83,7 +83,7 @@ def evaluate(
     on where it stopped when the same command is given again, and a larger grid adds to it.
     """
     console = Console(stderr=True)
-    with readable_errors():
+    with readable_errors(), ends_on_sigterm():
         try:
             from headkv_vllm.evaluation import request as parse
             from headkv_vllm.evaluation.registry import TASKS

@@ -35,7 +35,7 @@ def serving(
         return
     log_path = request.out / f"server-{str(server).replace(' ', '-')}.log"
     with ExitStack() as stack:
-        with _interrupts_wait():
+        with _signals_wait():
             process = stack.enter_context(ServerProcess(serve_arguments(request, server), log_path))
         try:
             process.wait_until_healthy(START_TIMEOUT, waiting)
@@ -50,19 +50,23 @@ def serving(
 
 
 @contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Ctrl-C takes effect at the end of the block: a server half started would be left behind."""
+def _signals_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM act after the block: a server half started would be left behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     caught: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    before = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if caught:
-        raise KeyboardInterrupt
+        signal.raise_signal(caught[0])
 
 
 def serve_arguments(request: EvalRequest, server: Compression) -> list[str]:

@@ -106,17 +106,26 @@ def test_question_agnostic_answers_from_the_whole_cache_as_well(tmp_path: Path) 
         assert "?" not in result["text"]
 
 
-def test_ctrl_c_while_a_server_starts_leaves_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "last_word"),
+    [
+        (signal.SIGINT, 130, "interrupted; the same command goes on where it stopped"),
+        (signal.SIGTERM, 143, None),
+    ],
+)
+def test_a_signal_while_a_server_starts_leaves_none(
+    tmp_path: Path, number: signal.Signals, status: int, last_word: str | None
+) -> None:
     command = [*COMMAND, "--out", str(tmp_path), "--tasks", "needle/single", "--policies", "full"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         servers: list[int] = []
         while not (servers and list(tmp_path.glob("*.log"))) and process.poll() is None:
             time.sleep(0.05)
             servers = children(process.pid)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         errors = process.communicate(timeout=90)[1]
-    assert process.returncode == 130, errors
-    assert errors.splitlines()[-1] == "interrupted; the same command goes on where it stopped"
+    assert process.returncode == status, errors
+    assert last_word is None or errors.splitlines()[-1] == last_word
     assert "Traceback" not in errors
     assert servers and not any(Path(f"/proc/{pid}").exists() for pid in servers)
 
