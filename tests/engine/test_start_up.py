@@ -35,7 +35,8 @@ def settings(**given: Any) -> list[str]:
         (
             settings(budgett=128),
             "unknown headkv setting 'budgett': did you mean 'budget'? allowed are budget, ratio, "
-            "scores, beta, window, kernel_size, pooling, gqa_fold, min_blocks, policy",
+            "scores, beta, window, kernel_size, pooling, gqa_fold, min_blocks, policy, "
+            "query_reduction, value_norm, sink",
         ),
         (
             settings(scores="/no/scores.json"),

@@ -18,6 +18,7 @@ from headkv_vllm.demo import HELD
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.scores.head_scores import resolve
 from headkv_vllm.scores.identity import identify_checkpoint
+from tests.interrupts import heed_interrupts
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -117,7 +118,9 @@ def test_a_signal_while_a_server_starts_leaves_none(
     tmp_path: Path, number: signal.Signals, status: int, last_word: str | None
 ) -> None:
     command = [*COMMAND, "--out", str(tmp_path), "--tasks", "needle/single", "--policies", "full"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    ) as process:
         servers: list[int] = []
         while not (servers and list(tmp_path.glob("*.log"))) and process.poll() is None:
             time.sleep(0.05)

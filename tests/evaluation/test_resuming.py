@@ -16,6 +16,7 @@ from headkv_vllm.cli import app
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 from tests.evaluation.answering import answering, completion
+from tests.interrupts import heed_interrupts
 
 N, TOKENS = 6, 128
 TASKS = ("single", "multi-query")
@@ -105,7 +106,9 @@ def test_ctrl_c_ends_it_in_one_line_and_keeps_what_is_done(tmp_path: Path) -> No
     with answering(reply) as server:
         command = [sys.executable, "-c", "from headkv_vllm.cli import app; app()"]
         command += [*arguments(server.url, tmp_path), "--concurrency", "1"]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+        ) as process:
             while len(server.bodies) < 4 and process.poll() is None:
                 time.sleep(0.05)
             process.send_signal(signal.SIGINT)

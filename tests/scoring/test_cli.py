@@ -19,6 +19,7 @@ from headkv_vllm.needle.model import needle_config
 from headkv_vllm.resources import scores_dir
 from headkv_vllm.scores.file import read_score_file
 from headkv_vllm.scoring.journal import Journal
+from tests.interrupts import heed_interrupts
 
 SHIPPED = scores_dir() / "needle.json"
 MAX_FILE_BYTES = 12_000
@@ -78,7 +79,7 @@ def test_twice_is_the_same_file(complete, samples, tmp_path):
 @pytest.mark.slow
 def test_interrupted_and_resumed_is_uninterrupted(complete, samples, tmp_path):
     out = tmp_path / "scores.json"
-    running = start(score(out, samples))
+    running = start(score(out, samples), preexec_fn=heed_interrupts)
     wait_for_results(running, Journal.beside(out))
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=60)
