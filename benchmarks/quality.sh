@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # What each policy loses on the bundled needle model: benchmarks/results/quality.md and its pictures.
-# About half an hour on two cores; an interrupted run goes on where it stopped. Arguments go to headkv eval:
+# An interrupted run goes on where it stopped. Arguments go to headkv eval:
 #   benchmarks/quality.sh --policies headkv,uniform --budgets 64
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

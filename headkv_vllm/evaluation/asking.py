@@ -9,7 +9,7 @@ from typing import Any, Final
 import openai
 from openai.types import Completion
 
-from headkv_vllm.engine.names import FORCED_TOKENS_KEY
+from headkv_vllm.engine.names import FORCED_TOKENS_CLASS, FORCED_TOKENS_KEY
 from headkv_vllm.errors import shown
 from headkv_vllm.evaluation.results import EvaluationError
 from headkv_vllm.evaluation.samples import Sample, Tokenizer
@@ -135,7 +135,7 @@ class Asker:
             raise EvaluationError(
                 f"the server at {self.url} did not write the question of sample "
                 f"{shown(prompt.sample.id)} as told: --question-agnostic needs vllm serve "
-                "--logits-processors headkv_vllm.engine.forced_tokens:ForcedTokens"
+                f"--logits-processors {FORCED_TOKENS_CLASS}"
             )
         return str(self.tokenizer.decode(token_ids[number:], skip_special_tokens=True))
 

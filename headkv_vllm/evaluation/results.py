@@ -3,7 +3,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from headkv_vllm.errors import HeadKVError
 from headkv_vllm.evaluation.cells import Budget, Cell
 from headkv_vllm.evaluation.samples import Sample
+from headkv_vllm.json_lines import append_line, complete_lines, drop_cut_line
 
 
 class EvaluationError(HeadKVError):
@@ -82,12 +82,10 @@ class ResultsFile:
         run or no result, or the file cannot be read or written.
         """
         try:
-            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-            complete = [line for line in lines if line.endswith(b"\n")]
-            results = [_read(path, number, line) for number, line in enumerate(complete, start=1)]
+            lines = complete_lines(path)
+            results = [_read(path, number, line) for number, line in enumerate(lines, start=1)]
             _check_run(path, results, run)
-            if len(complete) < len(lines):
-                os.truncate(path, sum(map(len, complete)))
+            drop_cut_line(path, lines)
         except OSError as error:
             raise _unusable(path, error) from None
         return cls(path, run, results)
@@ -100,10 +98,7 @@ class ResultsFile:
         """Keep `result`; it is on disk when this returns. Raises EvaluationError."""
         assert result.run == self.run
         try:
-            with self.path.open("ab") as stream:
-                stream.write(result.model_dump_json().encode() + b"\n")
-                stream.flush()
-                os.fsync(stream.fileno())
+            append_line(self.path, result.model_dump_json().encode() + b"\n")
         except OSError as error:
             raise _unusable(self.path, error) from None
         self._results[_key(result.cell, result.id, result.sample)] = result

@@ -2,7 +2,6 @@
 """The samples that are done, kept on disk, so that an interrupted run goes on where it stopped."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from headkv_vllm.errors import ScoringError
+from headkv_vllm.json_lines import append_line, complete_lines, drop_cut_line
 
 Row = Annotated[tuple[float, ...], Field(strict=False)]
 
@@ -57,13 +57,11 @@ class Journal:
         """
         header = _line({"run": run})
         try:
-            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-            complete = [line for line in lines if line.endswith(b"\n")]
-            results = _read(path, complete, header) if complete else ()
-            if not complete:
-                path.write_bytes(header)
-            elif len(complete) < len(lines):
-                os.truncate(path, sum(map(len, complete)))
+            lines = complete_lines(path)
+            results = _read(path, lines, header) if lines else ()
+            drop_cut_line(path, lines)
+            if not lines:
+                append_line(path, header)
         except OSError as error:
             raise _unwritable(path, error) from None
         return cls(path, results)
@@ -74,10 +72,7 @@ class Journal:
         Raises ScoringError when it cannot be written; what was there before stays readable.
         """
         try:
-            with open(self.path, "ab") as stream:
-                stream.write(_line(result.model_dump(mode="json")))
-                stream.flush()
-                os.fsync(stream.fileno())
+            append_line(self.path, _line(result.model_dump(mode="json")))
         except OSError as error:
             raise _unwritable(self.path, error) from None
         return replace(self, results=(*self.results, result))
