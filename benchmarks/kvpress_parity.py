@@ -52,7 +52,7 @@ BATCH_SIZE: Final = 10
 OURS: Final = ("vllm", "torch", "transformers", "numpy")
 THEIRS: Final = ("kvpress", "torch", "transformers", "numpy")
 RESULTS: Final = ROOT / "benchmarks" / "results"
-DEFAULT_TASKS: Final = ["multi-query", "single"]
+DEFAULT_TASKS: Final = ["multi-query", "multi-key"]
 DEFAULT_BUDGETS: Final = [64, 128, 256]
 
 Prompts = dict[tuple[Task, int], list[Sample]]

@@ -10,7 +10,7 @@ scripts/setup
 export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}
 unset PYTHONDONTWRITEBYTECODE
 out=.cache/quality
-tasks=needle/single,needle/multi-query,needle/two-hop
+tasks=needle/single,needle/multi-key,needle/multi-value,needle/multi-query,needle/two-hop,needle/reasoning
 .venv/bin/headkv eval headkv_vllm/needle/checkpoint --tasks "$tasks" --lengths 1024 -n 200 \
   --policies full,headkv,headkv_ada,adakv,pyramidkv,uniform,streaming,random --budgets 64,128,256 --block-size 16 \
   --dtype float32 --max-model-len 2048 --serve-args=--enforce-eager --out "$out" "$@"

@@ -18,10 +18,10 @@ from headkv_vllm.resources import configs_dir
 from headkv_vllm.server.process import ServerProcess
 
 QUESTIONS: tuple[tuple[Task, int], ...] = (
-    ("single", 1024),
+    ("multi-key", 1024),
     ("multi-query", 1024),
     ("two-hop", 1024),
-    ("single", 2048),
+    ("multi-key", 2048),
     ("multi-query", 2048),
 )
 SEED = 11

@@ -9,7 +9,14 @@ import typer
 
 from headkv_vllm.errors import SettingsError
 from headkv_vllm.needle.paths import checkpoint_path
-from headkv_vllm.needle.tasks import KEYS_ASKED, MAX_TOKENS, MIN_TOKENS, TASKS, generate_samples
+from headkv_vllm.needle.tasks import (
+    KEYS_ASKED,
+    MAX_TOKENS,
+    MIN_TOKENS,
+    MULTI_VALUES,
+    TASKS,
+    generate_samples,
+)
 
 needle_app = typer.Typer(
     name="needle",
@@ -29,10 +36,11 @@ def prompts(
     task: Annotated[
         str,
         typer.Option(
-            help=f"One of {', '.join(TASKS)}: one key, {KEYS_ASKED} keys at once, or a key "
-            "that names another key."
+            help=f"One of {', '.join(TASKS)}: a needle alone; one key among many; a needle of "
+            f"{MULTI_VALUES} values; {KEYS_ASKED} keys at once; a key that names another key; "
+            "a key with two statements and a fact that tells which of them holds."
         ),
-    ] = "single",
+    ] = "multi-key",
     tokens: Annotated[
         int,
         typer.Option(help=f"Prompt length with the BOS token, {MIN_TOKENS} to {MAX_TOKENS}."),

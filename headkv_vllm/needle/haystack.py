@@ -1,70 +1,122 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Needles, and the filler text that hides them."""
+"""Needles, what can be asked about them, and the filler text that hides them."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from headkv_vllm.needle.vocabulary import BOS, END, FILLER, FULL_STOP, KEYS, VALUES
+from headkv_vllm.needle.vocabulary import (
+    BOS,
+    END,
+    FILLER,
+    FULL_STOP,
+    KEYS,
+    NEAR,
+    PLACES,
+    VALUES,
+)
+
+Words = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Needle:
-    """`key value .. value ;`, or `key target ;` when the values stand in another key's needle."""
+class Entry:
+    """What the text says about one key.
+
+    answer: what the model replies when it is asked for the key.
+    evidence: the needles that the answer is read from, in the order in which they are needed.
+    distractors: needles about the key that the answer must not be read from.
+    """
 
     key: str
-    values: tuple[str, ...]
-    target: str | None = None
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """What stands in the prompt."""
-        held = self.values if self.target is None else (self.target,)
-        return (self.key, *held, END)
-
-    @property
-    def answer(self) -> tuple[str, ...]:
-        """What the model replies when it is asked for the key."""
-        hop = () if self.target is None else (self.target,)
-        return (self.key, *hop, *self.values, END)
+    answer: Words
+    evidence: tuple[Words, ...]
+    distractors: tuple[Words, ...] = ()
 
 
 @dataclass(frozen=True)
 class Haystack:
-    """Words, BOS first, and where in them each key's needle stands: `spans[key] = (start, end)`."""
+    """Words, BOS first, and where in them each needle stands: `spans[needle] = (start, end)`."""
 
-    words: tuple[str, ...]
-    needles: dict[str, Needle]
-    spans: dict[str, tuple[int, int]]
+    words: Words
+    entries: dict[str, Entry]
+    spans: dict[Words, tuple[int, int]]
 
 
-def draw_needles(
-    rng: np.random.Generator, count: int, num_values: int, num_pointers: int
-) -> list[Needle]:
-    """Draw `count` needles of `num_values` values, and pointers to `num_pointers` of them.
+@dataclass(frozen=True)
+class EntryCounts:
+    """How many entries of each kind, and how many values they have.
 
-    All keys differ, and so do all values while `count * num_values` does not exceed the 256 words.
+    long: its needle has `long_values` values. pointers: may not outnumber the plain entries.
     """
-    keys = [KEYS[i] for i in rng.permutation(len(KEYS))[: count + num_pointers]]
-    shortage = count * num_values > len(VALUES)
-    drawn = rng.choice(len(VALUES), size=(count, num_values), replace=shortage)
-    needles = [
-        Needle(key, tuple(VALUES[i] for i in row))
-        for key, row in zip(keys[:count], drawn.tolist(), strict=True)
-    ]
-    targets = needles[:num_pointers]
-    return needles + [
-        Needle(key, target.values, target.key)
-        for key, target in zip(keys[count:], targets, strict=True)
-    ]
+
+    num_values: int
+    plain: int = 0
+    pointers: int = 0
+    disputed: int = 0
+    long: int = 0
+    long_values: int = 0
 
 
-def bury(rng: np.random.Generator, needles: list[Needle], length: int) -> Haystack:
-    """Scatter the needles in random order over filler, `length` words in all with BOS.
+def plain_entry(key: str, values: Words) -> Entry:
+    """`key value .. value ;`, answered word by word."""
+    needle = (key, *values, END)
+    return Entry(key, needle, (needle,))
+
+
+def pointer_entry(key: str, target: Entry) -> Entry:
+    """`key target ;`: the values stand in the target's needle; the answer says both keys."""
+    return Entry(key, (key, *target.answer), ((key, target.key, END), *target.evidence))
+
+
+def disputed_entry(key: str, places: tuple[str, str], values: tuple[Words, Words]) -> Entry:
+    """Two statements `key place value .. value ;`, and the fact `key near place ;` for the first.
+
+    The answer is the statement that the fact holds for; the other one is a distractor.
+    """
+    right, wrong = ((key, p, *v, END) for p, v in zip(places, values, strict=True))
+    fact = (key, NEAR, places[0], END)
+    return Entry(key, right, (fact, right), (wrong,))
+
+
+def draw_entries(rng: np.random.Generator, counts: EntryCounts) -> dict[str, list[Entry]]:
+    """Draw entries by kind: `plain`, `long`, `disputed` and `pointers`, in this order.
+
+    All keys and places differ, and so do all values as long as the 256 words last. There are
+    places for seven disputed entries; callers keep to that.
+    """
+    owners = counts.plain + counts.long + counts.disputed
+    keys = _draw_words(rng, KEYS, owners + counts.pointers)
+    places = _draw_words(rng, PLACES, 2 * counts.disputed)
+    sizes = [counts.num_values] * counts.plain + [counts.long_values] * counts.long
+    values = _draw_values(rng, sizes + [counts.num_values] * (2 * counts.disputed))
+    stated = values[len(sizes) :]
+    held = [plain_entry(key, words) for key, words in zip(keys, values[: len(sizes)], strict=False)]
+    disputed = [
+        disputed_entry(key, (places[i], places[i + 1]), (stated[i], stated[i + 1]))
+        for key, i in zip(keys[len(sizes) : owners], range(0, len(places), 2), strict=True)
+    ]
+    pointers = [pointer_entry(k, e) for k, e in zip(keys[owners:], held, strict=False)]
+    return {
+        "plain": held[: counts.plain],
+        "long": held[counts.plain :],
+        "disputed": disputed,
+        "pointers": pointers,
+    }
+
+
+def needles_of(entries: list[Entry]) -> list[Words]:
+    """Each needle that the entries need in the text, once."""
+    return list(dict.fromkeys(needle for e in entries for needle in (*e.evidence, *e.distractors)))
+
+
+def bury(rng: np.random.Generator, entries: list[Entry], length: int) -> Haystack:
+    """Scatter the entries' needles in random order over filler, `length` words in all with BOS.
 
     `length` must leave room for the needles (callers check).
     """
-    room = length - 1 - sum(len(needle.words) for needle in needles)
+    needles = needles_of(entries)
+    room = length - 1 - sum(map(len, needles))
     assert room >= 0
     filler = draw_filler(rng, room)
     cuts = np.sort(rng.integers(0, room + 1, size=len(needles))).tolist()
@@ -73,13 +125,28 @@ def bury(rng: np.random.Generator, needles: list[Needle], length: int) -> Haysta
         words += filler[taken:cut]
         taken = cut
         needle = needles[index]
-        spans[needle.key] = (len(words), len(words) + len(needle.words))
-        words += needle.words
+        spans[needle] = (len(words), len(words) + len(needle))
+        words += needle
     words += filler[taken:]
-    return Haystack(tuple(words), {needle.key: needle for needle in needles}, spans)
+    return Haystack(tuple(words), {entry.key: entry for entry in entries}, spans)
 
 
 def draw_filler(rng: np.random.Generator, count: int) -> list[str]:
     """Random filler words; on average every ninth is a full stop."""
     drawn = rng.integers(0, len(FILLER) * 9 // 8, size=count).tolist()
     return [FILLER[i] if i < len(FILLER) else FULL_STOP for i in drawn]
+
+
+def _draw_words(rng: np.random.Generator, words: Words, count: int) -> list[str]:
+    assert count <= len(words)
+    return [words[i] for i in rng.permutation(len(words))[:count]]
+
+
+def _draw_values(rng: np.random.Generator, sizes: list[int]) -> list[Words]:
+    total = sum(sizes)
+    drawn = rng.choice(len(VALUES), size=total, replace=total > len(VALUES)).tolist()
+    ends = np.cumsum(sizes).tolist()
+    return [
+        tuple(VALUES[i] for i in drawn[end - size : end])
+        for size, end in zip(sizes, ends, strict=True)
+    ]

@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Retrieval prompts of an exact length with known answers.
+"""Retrieval prompts of an exact length with known answers, named as RULER (2404.06654) names them.
 
 A prompt is filler with needles `key value .. value ;` in it, and a question `? key .. key :` at the
 end. The answer repeats each key and its values. There is no word between a key and its values, so
 the heads that see a key in the question already look at its values: SnapKV's observation window is
-informative. In a two-hop prompt the asked key's needle names another key instead (`key target ;`),
-which is looked up only while the answer is generated.
+informative.
+
+- single: one needle, and nothing else in the filler.
+- multi-key: many needles, one key asked.
+- multi-value: many needles, and the asked key's has ten values.
+- multi-query: many needles, four keys asked at once.
+- two-hop: the asked key's needle names another key instead (`key target ;`), which is looked up
+  only while the answer is generated. RULER calls this variable tracking.
+- reasoning: two needles of the asked key differ in a place (`key place value .. value ;`), and a
+  fact elsewhere (`key near place ;`) tells which of them holds. HeadKV (2410.19258) scores heads
+  with needles of this kind: reason, right statement, wrong statement.
 """
 
 from collections.abc import Iterator
@@ -15,20 +24,25 @@ from typing import Final, Literal, get_args
 import numpy as np
 
 from headkv_vllm.errors import SettingsError
-from headkv_vllm.needle.haystack import Haystack, bury, draw_needles
+from headkv_vllm.needle.haystack import EntryCounts, bury, draw_entries
 from headkv_vllm.needle.vocabulary import ASK, BOS, REPLY
 
-Task = Literal["single", "multi-query", "two-hop"]
+Task = Literal["single", "multi-key", "multi-value", "multi-query", "two-hop", "reasoning"]
 TASKS: Final[tuple[Task, ...]] = get_args(Task)
 
 NUM_VALUES: Final = 5
 """Max-pooling with kernel 7 around what the question looks at does not reach the fifth value."""
+MULTI_VALUES: Final = 10
+"""Values of the asked key in a multi-value prompt."""
 TOKENS_PER_NEEDLE: Final = 1024 / 24
 """The standard case is 24 needles in 1,024 tokens; other lengths keep this density."""
 NEEDLE_RANGE: Final = (4, 48)
 NEEDLES_PER_POINTER: Final = 4
+NEEDLES_PER_DISPUTE: Final = 8
 KEYS_ASKED: Final = 4
 """How many keys a multi-query prompt asks for."""
+ASKED_KIND: Final = {"multi-value": "long", "two-hop": "pointers", "reasoning": "disputed"}
+"""The kind of entry that is asked for, where it is not a plain one."""
 MIN_TOKENS: Final = 48
 """Room for the fewest needles, their pointer and the longest question."""
 MAX_TOKENS: Final = 8000
@@ -42,7 +56,10 @@ class Sample:
     prompt: the text without BOS, which the tokenizer puts in front.
     answer: the expected text, without EOS.
     spans: `(start, end)` of each needle that the answer is read from, as token positions in the
-        prompt with BOS at 0. Two-hop: the pointer, then the needle it names.
+        prompt with BOS at 0. Two-hop: the pointer, then the needle it names. Reasoning: the fact,
+        then the right statement.
+    distractors: the same of the needles about the asked keys that must not be read from: the wrong
+        statement of a reasoning prompt.
     """
 
     prompt: str
@@ -50,6 +67,7 @@ class Sample:
     task: Task
     keys: tuple[str, ...]
     spans: tuple[tuple[int, int], ...]
+    distractors: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -76,25 +94,38 @@ def generate_samples(task: Task, tokens: int, n: int, seed: int) -> Iterator[Sam
 
 
 def _draw(task: Task, tokens: int, rng: np.random.Generator) -> Sample:
-    count = int(np.clip(round(tokens / TOKENS_PER_NEEDLE), *NEEDLE_RANGE))
-    needles = draw_needles(rng, count, NUM_VALUES, count // NEEDLES_PER_POINTER)
-    pool = [n.key for n in needles if (n.target is not None) == (task == "two-hop")]
-    asked = KEYS_ASKED if task == "multi-query" else 1
-    keys = tuple(pool[i] for i in rng.permutation(len(pool))[:asked].tolist())
-    question = (ASK, *keys, REPLY)
-    haystack = bury(rng, needles, tokens - len(question))
+    by_kind = draw_entries(rng, _counts(task, tokens))
+    pool = by_kind[ASKED_KIND.get(task, "plain")]
+    wanted = KEYS_ASKED if task == "multi-query" else 1
+    asked = [pool[i] for i in rng.permutation(len(pool))[:wanted].tolist()]
+    question = (ASK, *(entry.key for entry in asked), REPLY)
+    entries = [entry for kind in by_kind.values() for entry in kind]
+    haystack = bury(rng, entries, tokens - len(question))
     words = haystack.words + question
     assert words[0] == BOS and len(words) == tokens
     return Sample(
         prompt=" ".join(words[1:]),
-        answer=" ".join(word for key in keys for word in haystack.needles[key].answer),
+        answer=" ".join(word for entry in asked for word in entry.answer),
         task=task,
-        keys=keys,
-        spans=tuple(span for key in keys for span in _spans(haystack, key)),
+        keys=tuple(entry.key for entry in asked),
+        spans=tuple(haystack.spans[needle] for entry in asked for needle in entry.evidence),
+        distractors=tuple(haystack.spans[n] for entry in asked for n in entry.distractors),
     )
 
 
-def _spans(haystack: Haystack, key: str) -> list[tuple[int, int]]:
-    target = haystack.needles[key].target
-    hops = [key] if target is None else [key, target]
-    return [haystack.spans[hop] for hop in hops]
+def _counts(task: Task, tokens: int) -> EntryCounts:
+    """How many entries a prompt holds; statements and needles of many values count as needles."""
+    if task == "single":
+        return EntryCounts(NUM_VALUES, plain=1)
+    count = int(np.clip(round(tokens / TOKENS_PER_NEEDLE), *NEEDLE_RANGE))
+    disputed = max(1, count // NEEDLES_PER_DISPUTE) if task == "reasoning" else 0
+    long = int(task == "multi-value")
+    plain = count - 2 * disputed - long
+    return EntryCounts(
+        NUM_VALUES,
+        plain=plain,
+        pointers=plain // NEEDLES_PER_POINTER,
+        disputed=disputed,
+        long=long,
+        long_values=MULTI_VALUES,
+    )

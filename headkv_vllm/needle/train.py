@@ -3,7 +3,7 @@
 
 Two tricks shape the result, and belong beside every result shown: the first layer starts with a
 previous-token prior (model.py), and while the sequences are short only a few heads may look further
-back than 16 tokens (curriculum.py), so that few heads come to retrieve, as in large models.
+back than 4 tokens (curriculum.py), so that few heads come to retrieve, as in large models.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def train(
         raise typer.BadParameter(str(error)) from None
     run(trainer, out)
     export(trainer.model, out)
-    report(trainer, Console())
+    report(out, Console())
 
 
 def start(
@@ -92,13 +92,17 @@ def export(model: LlamaForCausalLM, out: Path) -> None:
     (out / "model.safetensors").chmod(0o644)
 
 
-def report(trainer: Trainer, console: Console) -> None:
-    """Print the trained model's accuracy per question on fresh prompts."""
-    tokenizer = build_tokenizer(trainer.model.config.max_position_embeddings)
+def report(out: Path, console: Console) -> None:
+    """Print the accuracy per question of the model in `out` on fresh prompts.
+
+    It is loaded anew, because the attention that training uses knows no KV cache.
+    """
+    model = LlamaForCausalLM.from_pretrained(out).eval()
+    tokenizer = build_tokenizer(model.config.max_position_embeddings)
     for tokens in (1024, 2048):
         for task in TASKS:
             samples = list(generate_samples(task, tokens, EVALUATED_PROMPTS, EVALUATION_SEED))
-            accuracy = question_accuracy(trainer.model, tokenizer, samples)
+            accuracy = question_accuracy(model, tokenizer, samples)
             console.print(f"{task}, {tokens} tokens: {accuracy:.3f} of the questions answered")
 
 

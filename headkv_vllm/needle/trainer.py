@@ -15,6 +15,7 @@ from headkv_vllm.needle.curriculum import RESTRICTED_WINDOW, RETRIEVAL_HEADS, St
 from headkv_vllm.needle.model import initial_model
 from headkv_vllm.needle.training_batches import (
     IGNORED,
+    Content,
     TrainingBatch,
     training_batch,
     value_accuracy,
@@ -41,7 +42,7 @@ class StepReport:
 
 
 class Trainer:
-    """Owns model, optimizer and progress through the stages; the last stage is the cool-down.
+    """Owns model, optimizer and progress through the stages.
 
     A step's batch is drawn from a generator seeded with (seed, step), so the number of steps is all
     the random state there is.
@@ -66,8 +67,11 @@ class Trainer:
         stage = self.stages[self.stage]
         rng = np.random.default_rng([self.seed, self.step])
         length, repeats = int(rng.choice(stage.lengths)), bool(rng.random() < stage.repeats)
+        content: Content = "repeats" if repeats else stage.content
         batch_size = max(1, stage.tokens_per_step // length)
-        batch = training_batch(rng, batch_size, length, stage.max_position, repeats)
+        batch = training_batch(
+            rng, batch_size, length, stage.max_position, content, stage.min_asked
+        )
         restricted = bool(rng.random() < stage.restricted)
         loss, accuracy = self._descend(batch, self._learning_rate(stage), restricted)
         self.step += 1
@@ -110,8 +114,8 @@ class Trainer:
 
     def _learning_rate(self, stage: Stage) -> float:
         warm = min(1.0, (self.step + 1) / WARM_UP_STEPS)
-        cooling = self.stage == len(self.stages) - 1
-        return LEARNING_RATE * warm * (1 - self.stage_step / stage.max_steps if cooling else 1.0)
+        fallen = (1 - stage.final_rate) * self.stage_step / stage.max_steps
+        return LEARNING_RATE * warm * (1 - fallen)
 
     def _advance(self, stage: Stage) -> None:
         reached = self.stage_step >= stage.min_steps and self.accuracy >= stage.target

@@ -2,11 +2,12 @@
 """Batches of training sequences: a haystack, then as many question blocks as fit."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 
-from headkv_vllm.needle.haystack import Haystack, bury, draw_needles
+from headkv_vllm.needle.haystack import Entry, EntryCounts, Haystack, bury, draw_entries
 from headkv_vllm.needle.vocabulary import (
     ASK,
     BOS,
@@ -20,12 +21,24 @@ from headkv_vllm.needle.vocabulary import (
     WORDS,
 )
 
+Content = Literal["all kinds", "plain", "repeats"]
+
 MAX_ASKED = 6
 VALUES_PER_NEEDLE = (2, 3, 4, 4, 4, 5, 6)
 QUESTION_SHARE = (0.25, 0.5)
 """Share of a sequence that is questions and answers, drawn evenly from this range per batch."""
 TOKENS_PER_NEEDLE = (10, 45)
 MAX_NEEDLES = 48
+LONE_SHARE = 0.1
+"""Share of the sequences with one needle and one question."""
+DISPUTED_SHARE = 0.6
+"""Share of the other sequences with disputed keys, where they fit."""
+MAX_DISPUTED = 6
+LONG_SHARE = 0.3
+"""Share of the other sequences with a needle of many values, where it fits."""
+RARE_WEIGHT = 3.0
+"""How much likelier a disputed key or one of many values is asked than another."""
+LONG_VALUES = (7, 8, 9, 10, 10, 10, 11, 12)
 IGNORED = -100
 """Label of a token whose prediction is not trained (PyTorch's default)."""
 
@@ -49,27 +62,39 @@ def training_batch(
     batch_size: int,
     length: int,
     max_position: int,
-    repeats: bool,
+    content: Content,
+    min_asked: int = 1,
 ) -> TrainingBatch:
     """A batch of `batch_size` sequences of `length` tokens.
 
     Args:
         max_position: position ids jump at random places and stay below this (PoSE, 2309.10400).
-        repeats: repeated random segments instead of needles, the simplest food for induction.
+        content: needles of all kinds; plain needles and pointers only; or repeated random segments
+            instead of needles, the simplest food for induction.
+        min_asked: fewest keys of a question, where they fit.
     """
-    make = repeated_segment if repeats else question_sequence
-    rows = [make(rng, length) for _ in range(batch_size)]
+    rows = [
+        repeated_segment(rng, length)
+        if content == "repeats"
+        else question_sequence(rng, length, content == "all kinds", min_asked)
+        for _ in range(batch_size)
+    ]
     ids, labels = (np.array(column) for column in zip(*rows, strict=True))
     positions = np.stack([jumping_positions(rng, row, max_position) for row in ids])
     return TrainingBatch(*(torch.from_numpy(array) for array in (ids, positions, labels)))
 
 
-def question_sequence(rng: np.random.Generator, length: int) -> tuple[list[int], list[int]]:
+def question_sequence(
+    rng: np.random.Generator, length: int, all_kinds: bool, min_asked: int = 1
+) -> tuple[list[int], list[int]]:
     """Token ids and labels of a haystack and its question blocks; only answers are labelled."""
-    room = int(length * (1 - rng.uniform(*QUESTION_SHARE)))
-    haystack = draw_haystack(rng, room, int(rng.choice(VALUES_PER_NEEDLE)))
+    if all_kinds and rng.random() < LONE_SHARE:
+        haystack = draw_lone_haystack(rng, length)
+    else:
+        room = int(length * (1 - rng.uniform(*QUESTION_SHARE)))
+        haystack = draw_haystack(rng, room, all_kinds)
     words, trained = list(haystack.words), [False] * len(haystack.words)
-    while block := draw_question(rng, haystack, length + 1 - len(words)):
+    while block := draw_question(rng, haystack, length + 1 - len(words), min_asked):
         question, answer = block
         words += question + answer
         trained += [False] * len(question) + [True] * len(answer)
@@ -80,29 +105,60 @@ def question_sequence(rng: np.random.Generator, length: int) -> tuple[list[int],
     return ids[:-1], labels[1:]
 
 
-def draw_haystack(rng: np.random.Generator, length: int, num_values: int) -> Haystack:
-    """A haystack with a random number of needles and pointers that fits into `length`."""
-    wanted = int(length / rng.uniform(*TOKENS_PER_NEEDLE))
-    fitting = (length - 1) * 4 // (5 * (num_values + 2))
-    count = max(1, min(wanted, fitting, MAX_NEEDLES))
-    num_pointers = min(count, (length - 1 - count * (num_values + 2)) // 3, 1 + count // 4)
-    return bury(rng, draw_needles(rng, count, num_values, num_pointers), length)
+def draw_lone_haystack(rng: np.random.Generator, length: int) -> Haystack:
+    """One needle in filler that leaves just the room for its question."""
+    num_values = int(rng.choice((*VALUES_PER_NEEDLE, *LONG_VALUES)))
+    entries = draw_entries(rng, EntryCounts(num_values, plain=1))["plain"]
+    return bury(rng, entries, length + 1 - (num_values + 2) - 4)
+
+
+def draw_haystack(rng: np.random.Generator, length: int, all_kinds: bool) -> Haystack:
+    """A haystack with a random number of entries that fits into `length`.
+
+    They are plain ones and pointers, and with `all_kinds` disputed and long ones too.
+    """
+    num_values = int(rng.choice(VALUES_PER_NEEDLE))
+    wanted = min(int(length / rng.uniform(*TOKENS_PER_NEEDLE)), MAX_NEEDLES)
+    room = length - 1
+    long_values = int(rng.choice(LONG_VALUES))
+    long = int(all_kinds and rng.random() < LONG_SHARE and room >= 2 * (long_values + 2))
+    room -= long * (long_values + 2)
+    some = all_kinds and rng.random() < DISPUTED_SHARE
+    disputed = int(rng.integers(1, MAX_DISPUTED + 1)) if some else 0
+    disputed = min(disputed, wanted // 2, room * 2 // 3 // (2 * (num_values + 3) + 4))
+    room -= disputed * (2 * (num_values + 3) + 4)
+    plain = max(1, min(wanted - 2 * disputed - long, room * 4 // 5 // (num_values + 2)))
+    room -= plain * (num_values + 2)
+    pointers = max(0, min(plain, room // 3, 1 + plain // 4))
+    counts = EntryCounts(num_values, plain, pointers, disputed, long, long_values)
+    entries = [entry for kind in draw_entries(rng, counts).values() for entry in kind]
+    return bury(rng, entries, length)
 
 
 def draw_question(
-    rng: np.random.Generator, haystack: Haystack, room: int
+    rng: np.random.Generator, haystack: Haystack, room: int, min_asked: int
 ) -> tuple[list[str], list[str]] | None:
-    """A question for one to six keys and its answer with EOS, within `room` words, or None."""
-    keys = list(haystack.needles)
-    count = int(rng.integers(1, MAX_ASKED + 1))
-    asked = [keys[i] for i in rng.permutation(len(keys))[:count].tolist()]
+    """A question and its answer with EOS, within `room` words, or None.
+
+    It asks `min_asked` to six keys, or as many as fit.
+    """
+    entries = list(haystack.entries.values())
+    count = min(len(entries), int(rng.integers(min_asked, MAX_ASKED + 1)))
+    weights = np.array([_weight(entry) for entry in entries])
+    drawn = rng.choice(len(entries), size=count, replace=False, p=weights / weights.sum())
+    asked = [entries[i] for i in drawn.tolist()]
     while asked:
-        question = [ASK, *asked, REPLY]
-        answer = [word for key in asked for word in haystack.needles[key].answer] + [EOS]
+        question = [ASK, *(entry.key for entry in asked), REPLY]
+        answer = [word for entry in asked for word in entry.answer] + [EOS]
         if len(question) + len(answer) <= room:
             return question, answer
         asked.pop()
     return None
+
+
+def _weight(entry: Entry) -> float:
+    rare = bool(entry.distractors) or len(entry.answer) >= min(LONG_VALUES) + 2
+    return RARE_WEIGHT if rare else 1.0
 
 
 def repeated_segment(rng: np.random.Generator, length: int) -> tuple[list[int], list[int]]:

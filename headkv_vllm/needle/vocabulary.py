@@ -17,7 +17,7 @@ REPLY: Final = ":"
 """Ends the question; the next token is the first of the answer."""
 FULL_STOP: Final = "."
 
-FILLER: Final = tuple(
+_SCENERY: Final = tuple(
     """
     the a this that and but so then river mountain forest meadow harbour village window garden
     morning evening winter summer light shadow wind rain snow stone bridge road field cloud
@@ -25,6 +25,15 @@ FILLER: Final = tuple(
     under over near behind beyond across along before bench gate
     """.split()
 )
+NEAR: Final = "near"
+"""Stands in a fact only: `key near place ;`."""
+PLACES: Final = tuple(
+    """
+    river mountain forest meadow harbour village window garden stone bridge road field bench gate
+    """.split()
+)
+"""Stand in statements and facts only."""
+FILLER: Final = tuple(word for word in _SCENERY if word not in (NEAR, *PLACES))
 KEYS: Final = tuple(
     """
     adam agnes alan alice amir amy anna arthur astrid ben bella boris bruno carla carlos cecil
@@ -44,7 +53,7 @@ COLOURS: Final = tuple(
 )
 VALUES: Final = tuple(f"{colour}-{number}" for colour in COLOURS for number in range(1, 17))
 
-WORDS: Final = (*SPECIAL_WORDS, END, ASK, REPLY, FULL_STOP, *FILLER, *KEYS, *VALUES)
+WORDS: Final = (*SPECIAL_WORDS, END, ASK, REPLY, FULL_STOP, *_SCENERY, *KEYS, *VALUES)
 TOKEN_IDS: Final = {word: token_id for token_id, word in enumerate(WORDS)}
 FILLER_IDS: Final = frozenset(TOKEN_IDS[word] for word in (*FILLER, FULL_STOP))
 VALUE_IDS: Final = frozenset(TOKEN_IDS[word] for word in VALUES)

@@ -4,12 +4,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headkv_vllm.errors import SettingsError
-from headkv_vllm.needle.tasks import KEYS_ASKED, MAX_TOKENS, MIN_TOKENS, TASKS, generate_samples
+from headkv_vllm.needle.tasks import (
+    KEYS_ASKED,
+    MAX_TOKENS,
+    MIN_TOKENS,
+    MULTI_VALUES,
+    TASKS,
+    generate_samples,
+)
 from headkv_vllm.needle.tokenizer import build_tokenizer
 from headkv_vllm.needle.vocabulary import BOS
 
 TOKENIZER = build_tokenizer(8192)
-NUM_ASKED = {"single": 1, "multi-query": KEYS_ASKED, "two-hop": 1}
+NUM_ASKED = {task: KEYS_ASKED if task == "multi-query" else 1 for task in TASKS}
 
 
 def draw(task, tokens, seed, n=1):
@@ -33,6 +40,16 @@ def test_a_prompt_has_the_asked_length_and_holds_its_answer(task, tokens, seed):
         pointer, target = needles
         assert pointer == [sample.keys[0], target[0], ";"]
         needles = [[sample.keys[0], *target]]
+    if task == "reasoning":
+        fact, right = needles
+        ((start, end),) = sample.distractors
+        wrong = words[start:end]
+        assert fact == [sample.keys[0], "near", right[1], ";"]
+        assert wrong[0] == right[0] and wrong[1] != right[1] and len(wrong) == len(right)
+        assert set(wrong[2:-1]).isdisjoint(right[2:-1])
+        needles = [right]
+    else:
+        assert sample.distractors == ()
     assert [needle[0] for needle in needles] == list(sample.keys)
     assert sample.answer.split() == [word for needle in needles for word in needle]
     assert len(sample.keys) == NUM_ASKED[task]
@@ -46,15 +63,36 @@ def test_the_seed_decides_the_prompts_and_their_number_does_not(task):
 
 
 def test_the_standard_case_has_24_needles_of_five_values():
-    (sample,) = draw("single", 1024, 0)
+    (sample,) = draw("multi-key", 1024, 0)
+    assert len(needles_of_values(sample)) == 24
+
+
+def needles_of_values(sample):
     entries = [part.split() for part in sample.prompt.split(" ;")]
-    assert sum(all("-" in word for word in entry[-5:]) for entry in entries[:-1]) == 24
+    return [entry for entry in entries[:-1] if all("-" in word for word in entry[-5:])]
+
+
+def test_a_single_needle_stands_alone():
+    (sample,) = draw("single", 1024, 0)
+    assert len(needles_of_values(sample)) == 1 and sample.prompt.split().count(";") == 1
+
+
+def test_an_answer_of_many_values_has_ten():
+    (sample,) = draw("multi-value", 1024, 0)
+    assert len(sample.answer.split()) == 1 + MULTI_VALUES + 1
+
+
+def test_other_keys_are_disputed_too():
+    """Else the one fact in the prompt would be enough, whoever is asked for."""
+    (sample,) = draw("reasoning", 1024, 0)
+    assert sample.prompt.split().count("near") == 3
+    assert len(needles_of_values(sample)) == 24
 
 
 @pytest.mark.parametrize(
     ("task", "tokens", "n", "seed", "named"),
     [
-        ("triple", 1024, 1, 0, "task is 'triple', allowed are single, multi-query, two-hop"),
+        ("triple", 1024, 1, 0, "task is 'triple', allowed are single, multi-key, multi-value"),
         ("single", MIN_TOKENS - 1, 1, 0, f"tokens is {MIN_TOKENS - 1}, allowed are 48 to 8000"),
         ("single", MAX_TOKENS + 1, 1, 0, f"tokens is {MAX_TOKENS + 1}, allowed are 48 to 8000"),
         ("single", 1024, -1, 0, "n is -1"),

@@ -12,6 +12,7 @@ from headkv_vllm.needle.vocabulary import (
     FILLER,
     KEYS,
     PAD,
+    PLACES,
     SPECIAL_WORDS,
     TOKEN_IDS,
     UNK,
@@ -26,7 +27,7 @@ PLAIN_WORDS = [word for word in WORDS if word not in SPECIAL_WORDS]
 
 def test_the_vocabulary_has_448_different_words():
     assert len(WORDS) == len(set(WORDS)) == 448
-    assert (len(FILLER), len(KEYS), len(VALUES)) == (56, 128, 256)
+    assert (len(FILLER), len(PLACES), len(KEYS), len(VALUES)) == (41, 14, 128, 256)
 
 
 @pytest.mark.parametrize("tokenizer", [BUILT, SHIPPED], ids=["built", "shipped"])

@@ -47,13 +47,13 @@ def test_a_broken_off_save_leaves_the_old_state(tmp_path, monkeypatch):
     assert start(tmp_path, 0, True, STAGES).step == 1
 
 
-def test_a_stage_ends_on_accuracy_and_the_last_one_cools_down():
+def test_a_stage_ends_on_accuracy_and_its_learning_rate_falls_over_its_steps():
     easy = Stage((64,), 0.0, tokens_per_step=64, min_steps=2, max_steps=100)
-    trainer = Trainer(0, (easy, Stage((64,), 2.0, tokens_per_step=64, max_steps=4)))
+    trainer = Trainer(0, (easy, Stage((64,), 2.0, tokens_per_step=64, final_rate=0.5, max_steps=4)))
     reports = [trainer.train_step() for _ in range(6)]
     assert [report.stage for report in reports] == [0, 0, 1, 1, 1, 1] and trainer.finished
     (group,) = trainer.optimizer.param_groups
-    assert group["lr"] == pytest.approx(LEARNING_RATE * 6 / 50 / 4)
+    assert group["lr"] == pytest.approx(LEARNING_RATE * 6 / 50 * (1 - 0.5 * 3 / 4))
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_interrupted_and_resumed_is_uninterrupted(complete, samples, tmp_path):
     assert "the same command goes on where it stopped" in errors and "Traceback" not in errors
     assert not out.exists()
     kept = len(Journal.beside(out).read_bytes().splitlines()) - 1
-    assert 0 < kept < 24
+    assert 0 < kept < 48
     done = headkv(*score(out, samples))
     assert done.exit_code == 0 and f"going on after {kept} samples" in done.output
     assert out.read_bytes() == complete.read_bytes()
@@ -149,7 +149,7 @@ def test_a_model_that_fails_the_questions_gets_no_file(untrained, samples, tmp_p
         out = tmp_path / "scores.json"
         refused = headkv(*score(out, samples, *options, model=untrained))
         assert refused.exit_code == 1
-        assert "answered 0 of 24 samples" in " ".join(refused.output.split())
+        assert "answered 0 of 48 samples" in " ".join(refused.output.split())
         assert not out.exists() and Journal.beside(out).exists()
 
 
