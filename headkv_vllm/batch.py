@@ -17,6 +17,7 @@ from headkv_vllm.block_row import (
     compressed_blocks,
     head_block_tables,
     head_seq_lens,
+    headers,
     num_compressed_blocks,
     num_prompt_tokens,
     slot_mapping,
@@ -24,6 +25,8 @@ from headkv_vllm.block_row import (
 )
 from headkv_vllm.budgets.cache import AllotmentCache
 from headkv_vllm.budgets.live import LiveAllotments
+from headkv_vllm.budgets.policy import Policy
+from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.budgets.request import RequestBudget, full_blocks
 
 
@@ -66,6 +69,7 @@ class Compression:
     num_prompt_tokens: T. num_candidates: positions 0 .. F*block_size - 1 may be kept.
     blocks: [ceil(T / block_size)] int64, the prompt's blocks.
     compressed_blocks: c_0 .. c_{K-1}, where the kept entries go.
+    policy: the request's.
     num_head_blocks: n[L, H] int32, the head blocks that each head keeps; under an adaptive policy
         only the sums of its layers hold, and each layer decides on its heads when it has attended.
     slots: for each layer [sum(n[l]) * block_size] int64, where the kept entries go, in the order
@@ -77,6 +81,7 @@ class Compression:
     num_candidates: int
     blocks: torch.Tensor
     compressed_blocks: tuple[int, ...]
+    policy: Policy
     num_head_blocks: torch.Tensor
     slots: tuple[torch.Tensor, ...]
 
@@ -136,9 +141,9 @@ class BatchPlanner:
         num_kv_heads: int,
         block_size: int,
         window: int,
-        live: LiveAllotments | None = None,
+        live: LiveAllotments,
     ) -> None:
-        """live: what prompts have decided so far, under an adaptive policy."""
+        """live: what prompts have decided so far, under adaptive policies."""
         self._allotments, self._live = allotments, live
         self._num_layers, self._num_kv_heads = num_layers, num_kv_heads
         self._block_size, self._window = block_size, window
@@ -150,15 +155,14 @@ class BatchPlanner:
 
         block_table: [num_reqs, width] int32 rows. query_start_loc: [num_reqs + 1] int32.
         seq_lens: [num_reqs] int32, the tokens of each request up to the end of this step.
-        Under an adaptive policy no step completes a prompt and goes on by head: what the heads
-        keep is decided too late for it to be planned.
+        Under an adaptive policy no step completes a prompt and goes on with its request by head:
+        what the heads keep is decided too late for it to be planned.
         """
         query_lens = query_start_loc.diff().long()
         requests = torch.repeat_interleave(query_lens)
         computed = seq_lens - query_lens
         positions = torch.arange(len(requests)) - (query_start_loc[:-1] - computed)[requests]
         counts = count_tokens(block_table, query_lens, seq_lens.long())
-        assert self._live is None or not ((counts.whole > 0) & (counts.by_head > 0)).any()
         is_by_head = positions >= (seq_lens - counts.by_head)[requests]
         return Batch(
             slot_mapping(block_table, requests, positions, self._block_size),
@@ -198,8 +202,9 @@ class BatchPlanner:
             return None
         rows, lengths = block_table[requests], seq_lens[requests]
         budgets = self._budgets(rows)
+        begins = counts.whole[requests].tolist()
         num_head_blocks = torch.stack(
-            [self._decided(row, budget) for row, budget in zip(rows, budgets, strict=True)]
+            [self._decided(*request) for request in zip(rows, budgets, begins, strict=True)]
         )
         num_full_blocks = torch.tensor([budget.num_full_blocks for budget in budgets]).int()
         arguments = (num_head_blocks, num_full_blocks, lengths, self._block_size)
@@ -248,6 +253,7 @@ class BatchPlanner:
             budget.num_full_blocks * self._block_size,
             token_block_table(row[None], num_blocks)[0].long(),
             tuple(compressed_blocks(row).tolist()),
+            POLICIES[budget.policy],
             num_head_blocks,
             self._slots(row, num_head_blocks),
         )
@@ -261,16 +267,19 @@ class BatchPlanner:
         return torch.split(slots.flatten(), per_layer)
 
     def _budgets(self, rows: torch.Tensor) -> list[RequestBudget]:
-        lengths, compressed = num_prompt_tokens(rows), num_compressed_blocks(rows)
+        window, block_size, policies = self._window, self._block_size, tuple(POLICIES)
         return [
-            RequestBudget(length, num_blocks, full_blocks(length, self._window, self._block_size))
-            for length, num_blocks in zip(lengths.tolist(), compressed.tolist(), strict=True)
+            RequestBudget(
+                length, num_blocks, full_blocks(length, window, block_size), policies[policy]
+            )
+            for length, num_blocks, policy in headers(rows)
         ]
 
-    def _decided(self, row: torch.Tensor, budget: RequestBudget) -> torch.Tensor:
-        """n: [L, H] int32, of a request that is compressed."""
-        if self._live is None:
+    def _decided(self, row: torch.Tensor, budget: RequestBudget, num_whole: int) -> torch.Tensor:
+        """n: [L, H] int32, of a request that is compressed after its `num_whole` tokens."""
+        if not POLICIES[budget.policy].adaptive:
             return self._num_head_blocks(budget)
+        assert num_whole == 0, "the prompt has yet to decide"
         return torch.tensor(self._live.allotment(compressed_blocks(row).tolist()))
 
     def _num_head_blocks(self, budget: RequestBudget) -> torch.Tensor:

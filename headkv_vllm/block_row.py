@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A request's row of the block table, and the head-block tables that are read off it.
 
-A row is ``[T, K, c_0 .. c_{K-1}, p_0, p_1, ...]``: the prompt length, the number of compressed
-blocks, those blocks, and the blocks of the prompt and of what is generated, in order. The row is
-all that a worker knows of a request's memory.
+A row is ``[T, K, policy, c_0 .. c_{K-1}, p_0, p_1, ...]``: the prompt length, the number of
+compressed blocks, the request's policy by its place in the registry, the compressed blocks, and
+the blocks of the prompt and of what is generated, in order. The row is all that a worker knows of
+a request.
 
 Head block ``(b, l, h)`` is the part of block `b` that belongs to layer `l` and KV head `h`. In a
 cache that stores blocks outermost, then layers, then heads, it is number ``(b*L + l)*H + h`` of
@@ -18,8 +19,8 @@ from dataclasses import dataclass
 
 import torch
 
-HEADER_SIZE = 2
-"""Entries of a row before its first block: T and K."""
+HEADER_SIZE = 3
+"""Entries of a row before its first block: T, K and the policy."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +28,24 @@ class BlockRow:
     """One request's row, taken apart.
 
     num_prompt_tokens: T. compressed_blocks: c_0 .. c_{K-1}. blocks: p_0, p_1, ...
+    policy_index: see `budgets.registry`.
     """
 
     num_prompt_tokens: int
     compressed_blocks: tuple[int, ...]
     blocks: tuple[int, ...]
+    policy_index: int
 
     @classmethod
     def parse(cls, row: list[int]) -> "BlockRow":
         """Take `row`, as long as it is filled, apart."""
-        length, num_compressed, *blocks = row
-        return cls(length, tuple(blocks[:num_compressed]), tuple(blocks[num_compressed:]))
+        length, num_compressed, policy_index, *blocks = row
+        compressed, others = blocks[:num_compressed], blocks[num_compressed:]
+        return cls(length, tuple(compressed), tuple(others), policy_index)
 
     def entries(self) -> list[int]:
         """The row: what `parse` takes."""
-        header = [self.num_prompt_tokens, len(self.compressed_blocks)]
+        header = [self.num_prompt_tokens, len(self.compressed_blocks), self.policy_index]
         return [*header, *self.compressed_blocks, *self.blocks]
 
 
@@ -53,6 +57,12 @@ def num_prompt_tokens(block_table: torch.Tensor) -> torch.Tensor:
 def num_compressed_blocks(block_table: torch.Tensor) -> torch.Tensor:
     """K of each row of `block_table`, [num_reqs, width]: [num_reqs]."""
     return block_table[:, 1]
+
+
+def headers(block_table: torch.Tensor) -> list[list[int]]:
+    """T, K and the policy of each row of `block_table`, [num_reqs, width]."""
+    found: list[list[int]] = block_table[:, :HEADER_SIZE].tolist()
+    return found
 
 
 def compressed_blocks(row: torch.Tensor) -> torch.Tensor:

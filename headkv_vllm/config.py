@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from headkv_vllm.errors import SettingsError, shown
+from headkv_vllm.errors import SettingsError, one_of, shown
 
 DEFAULT_BUDGET = 1024
 
@@ -15,12 +15,6 @@ ScoredPolicy = Literal["headkv", "headkv_ada", "random"]
 UnscoredPolicy = Literal["uniform", "pyramidkv", "streaming", "adakv"]
 PolicyName = Literal[ScoredPolicy, UnscoredPolicy]
 """What `Settings.policy` may be: policies that share budgets out by head scores, and others."""
-
-
-def _one_of(allowed: Any) -> str:
-    """The values of a Literal, for people: "'a', 'b' or 'c'"."""
-    *others, last = map(repr, get_args(allowed))
-    return f"{', '.join(others)} or {last}"
 
 
 class Settings(BaseModel):
@@ -49,15 +43,49 @@ class Settings(BaseModel):
         default="mean", description="'mean', 'max' or 'sum'"
     )
     min_blocks: int = Field(default=1, ge=1, description="an integer of at least 1 (head blocks)")
-    policy: PolicyName = Field(default="headkv", description=_one_of(PolicyName))
+    policy: PolicyName = Field(default="headkv", description=one_of(get_args(PolicyName)))
     query_reduction: Literal["mean", "max"] = Field(default="mean", description="'mean' or 'max'")
     value_norm: bool = Field(default=False, description="true or false")
     sink: int = Field(default=4, ge=0, description="an integer of at least 0 (tokens)")
+    min_budget: int | None = Field(
+        default=None, ge=1, description="an integer of at least 1 (tokens)"
+    )
+    max_budget: int | None = Field(
+        default=None, ge=1, description="an integer of at least window + 1 (tokens)"
+    )
 
     @property
     def uses_scores(self) -> bool:
         """Whether the policy shares budgets out by head scores."""
         return self.policy in get_args(ScoredPolicy)
+
+    @property
+    def allowed_policies(self) -> tuple[PolicyName, ...]:
+        """Those that a request may ask for: scores are there when the server's own needs them."""
+        return get_args(PolicyName if self.uses_scores else UnscoredPolicy)
+
+    @property
+    def least_budget(self) -> int:
+        """The smallest budget that may be asked for, but for 0."""
+        return max(self.window + 1, self.min_budget or 0)
+
+    @property
+    def allowed_budgets(self) -> str:
+        """The budgets that may be asked for, for people."""
+        if self.max_budget is None:
+            return f"0 (off) or an integer of at least {self.least_budget} (tokens)"
+        return f"an integer from {self.least_budget} to {self.max_budget} (tokens)"
+
+    def allows_budget(self, budget: int) -> bool:
+        """Whether `budget` may be asked for. Off is no less than all, so a ceiling excludes it."""
+        if self.max_budget is None:
+            return budget == 0 or budget >= self.least_budget
+        return self.least_budget <= budget <= self.max_budget
+
+    def within_bounds(self, num_tokens: int) -> int:
+        """`num_tokens`, held within `min_budget` and `max_budget`."""
+        most = num_tokens if self.max_budget is None else self.max_budget
+        return max(self.min_budget or 0, min(num_tokens, most))
 
     @classmethod
     def parse(cls, mapping: Mapping[str, Any]) -> Self:
@@ -84,6 +112,18 @@ class Settings(BaseModel):
         return data if given else {**data, "budget": DEFAULT_BUDGET}
 
     @model_validator(mode="after")
+    def _bounds_agree(self) -> Self:
+        least, most = self.min_budget, self.max_budget
+        if most is not None and most <= self.window:
+            raise ValueError(_not_allowed("max_budget", most) + f", and window is {self.window}")
+        if least is not None and most is not None and least > most:
+            raise ValueError(
+                f"headkv settings min_budget={least} and max_budget={most} exclude each other: "
+                "the floor must not be above the ceiling"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         if self.budget is not None and self.ratio is not None:
             raise ValueError(
@@ -94,6 +134,12 @@ class Settings(BaseModel):
             raise ValueError(_not_allowed("kernel_size", self.kernel_size))
         if self.budget and self.budget <= self.window:
             raise ValueError(_not_allowed("budget", self.budget) + f", and window is {self.window}")
+        if self.budget is not None and not self.allows_budget(self.budget):
+            raise ValueError(
+                f"headkv setting budget={self.budget} is not allowed with min_budget="
+                f"{self.min_budget} and max_budget={self.max_budget}: it must be "
+                f"{self.allowed_budgets}"
+            )
         return self
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this package raises when it is given something it cannot use."""
 
+from collections.abc import Iterable
+
 
 class HeadKVError(Exception):
     """Base of all errors of this package. Its text is one line, fit to be shown to a user.
@@ -12,6 +14,14 @@ class HeadKVError(Exception):
 
 class SettingsError(HeadKVError):
     """A setting has a value that is not allowed."""
+
+
+class RequestError(HeadKVError):
+    """A request asks for what it may not have. parameter, value: the argument at fault."""
+
+    def __init__(self, message: str, parameter: str, value: object) -> None:
+        super().__init__(message)
+        self.parameter, self.value = parameter, value
 
 
 class ScoreFileError(HeadKVError):
@@ -36,5 +46,14 @@ class UnsupportedError(HeadKVError):
 
 def shown(value: object, limit: int = 80) -> str:
     """`repr(value)` on one line of at most `limit` characters, for use in an error message."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # integers of thousands of digits, or lists as deep
+        text = f"<{type(value).__name__}, too long to show>"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def one_of(values: Iterable[str]) -> str:
+    """Two or more allowed values, for people: "'a', 'b' or 'c'"."""
+    *others, last = map(repr, values)
+    return f"{', '.join(others)} or {last}"

@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 from headkv_vllm.batch import BatchPlanner
 from headkv_vllm.block_row import BlockRow
 from headkv_vllm.budgets.cache import AllotmentCache
+from headkv_vllm.budgets.live import LiveAllotments
+from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.budgets.request import RequestBudget
 from headkv_vllm.config import Settings
+
+STATIC = [name for name, policy in POLICIES.items() if not policy.adaptive]
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,16 @@ class Step:
         row = self.rows[request]
         return bool(row.compressed_blocks) and position >= row.num_prompt_tokens
 
+    def policy(self, request):
+        return list(POLICIES)[self.rows[request].policy_index]
+
     def budget(self, request):
         row = self.rows[request]
-        num_full = (row.num_prompt_tokens - self.window) // self.block_size
-        return RequestBudget(row.num_prompt_tokens, len(row.compressed_blocks), num_full)
+        length, num_full = row.num_prompt_tokens, self.num_full_blocks(request)
+        return RequestBudget(length, len(row.compressed_blocks), num_full, self.policy(request))
+
+    def num_full_blocks(self, request):
+        return (self.rows[request].num_prompt_tokens - self.window) // self.block_size
 
     def num_head_blocks(self, request):
         """n [L, H] of a compressed request."""
@@ -68,13 +78,17 @@ class Step:
     def allotments(self):
         return AllotmentCache(self.scores, Settings(budget=1024, window=self.window))
 
-    def plan(self):
-        planner = BatchPlanner(self.allotments, *self.scores.shape, self.block_size, self.window)
+    def plan(self, live=None):
+        """live: what the prompts of adaptive policies have decided."""
+        live = live or LiveAllotments(*self.scores.shape)
+        sizes = (*self.scores.shape, self.block_size, self.window)
+        planner = BatchPlanner(self.allotments, *sizes, live)
         return planner.plan(self.block_table, self.query_start_loc, self.seq_lens)
 
 
 @st.composite
-def steps(draw, kinds=("decode", "drafts", "prefill", "last", "resumed")):
+def steps(draw, kinds=("decode", "drafts", "prefill", "last", "resumed"), policies=STATIC):
+    """Each request has a policy of its own."""
     block_size = draw(st.sampled_from([1, 2, 3, 5, 16]))
     window = draw(st.integers(1, 8))
     num_layers, num_kv_heads = draw(st.integers(1, 3)), draw(st.integers(1, 3))
@@ -85,7 +99,10 @@ def steps(draw, kinds=("decode", "drafts", "prefill", "last", "resumed")):
         num_full = draw(st.integers(0, 6))
         num_prompt = window + num_full * block_size + draw(st.integers(0, block_size - 1))
         num_compressed = draw(st.integers(0, max(0, num_full - 1)))
-        kind = draw(st.sampled_from(kinds))
+        policy = draw(st.sampled_from(policies))
+        # A step of a resumed request would go on after its prompt.
+        fitting = [k for k in kinds if k != "resumed" or not POLICIES[policy].adaptive]
+        kind = draw(st.sampled_from(fitting))
         generated = draw(st.integers(1, 2 * block_size))
         window_start = num_prompt - window
         start, end = {
@@ -104,6 +121,7 @@ def steps(draw, kinds=("decode", "drafts", "prefill", "last", "resumed")):
                 num_prompt,
                 tuple(pool.pop() for _ in range(num_compressed)),
                 tuple(pool.pop() for _ in range(num_blocks)),
+                list(POLICIES).index(policy),
             )
         )
         starts.append(start)

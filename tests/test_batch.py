@@ -8,6 +8,7 @@ from hypothesis import given, settings
 
 from headkv_vllm.batch import count_tokens, count_tokens_plain
 from headkv_vllm.block_row import BlockRow, head_blocks
+from headkv_vllm.budgets.registry import POLICIES
 from tests.steps import Step, steps
 
 
@@ -145,6 +146,7 @@ def test_a_completed_prompt_is_compressed_into_the_blocks_that_are_read_later(st
         num_blocks = -(-length // step.block_size)
         assert compression.blocks.tolist() == list(row.blocks[:num_blocks])
         assert compression.compressed_blocks == row.compressed_blocks
+        assert compression.policy is POLICIES[step.policy(request)]
         assert torch.equal(compression.num_head_blocks, dealt)
         assert (dealt * step.block_size <= compression.num_candidates).all()
         for layer, slots in enumerate(compression.slots):
@@ -182,7 +184,7 @@ def test_every_head_block_of_the_compressed_blocks_is_dealt_to_one_head_of_one_r
 @pytest.mark.parametrize("num_generated", [0, 3])
 def test_one_step_may_end_a_prefill_compress_and_decode(num_generated):
     """A resumed request computes the end of its prompt and what it had generated, at once."""
-    row = BlockRow(40, (50,), (51, 52, 53))
+    row = BlockRow(40, (50,), (51, 52, 53), 0)
     step = Step((row,), (20,), (40 + num_generated,), np.ones((2, 2)), 16, 8, 0)
     batch = step.plan()
     assert int(batch.whole.query_start_loc[-1]) == 20

@@ -14,6 +14,7 @@ from headkv_vllm.block_row import (
     head_block_tables_plain,
     head_blocks,
     head_seq_lens,
+    headers,
     num_row_entries,
     slot_mapping,
     slot_mapping_plain,
@@ -55,7 +56,8 @@ def requests(draw, may_be_uncompressed=True):
         num_blocks = -(-seq_len // block_size) + draw(st.integers(0, 2))
         compressed = [pool.pop() for _ in range(num_compressed)]
         blocks = [pool.pop() for _ in range(num_blocks)]
-        rows.append(BlockRow(seq_len, tuple(compressed), tuple(blocks)).entries())
+        policy = draw(st.integers(0, 6))
+        rows.append(BlockRow(seq_len, tuple(compressed), tuple(blocks), policy).entries())
         heads = num_layers * num_kv_heads
         cuts = sorted(
             draw(
@@ -80,13 +82,17 @@ def requests(draw, may_be_uncompressed=True):
 
 
 @given(
-    st.integers(0, 10**6), st.lists(st.integers(1, 99)), st.lists(st.integers(1, 99), min_size=1)
+    st.integers(0, 10**6),
+    st.lists(st.integers(1, 99)),
+    st.lists(st.integers(1, 99), min_size=1),
+    st.integers(0, 6),
 )
-def test_a_row_taken_apart_goes_together_again(num_prompt_tokens, compressed, blocks):
-    row = BlockRow(num_prompt_tokens, tuple(compressed), tuple(blocks))
+def test_a_row_taken_apart_goes_together_again(num_prompt_tokens, compressed, blocks, policy):
+    row = BlockRow(num_prompt_tokens, tuple(compressed), tuple(blocks), policy)
     entries = row.entries()
     assert BlockRow.parse(entries) == row
-    assert entries[:HEADER_SIZE] == [num_prompt_tokens, len(compressed)]
+    assert entries[:HEADER_SIZE] == [num_prompt_tokens, len(compressed), policy]
+    assert headers(torch.tensor([entries, entries])) == [entries[:HEADER_SIZE]] * 2
     assert entries[HEADER_SIZE + len(compressed) :] == blocks
     assert len(entries) == num_row_entries(len(compressed), len(blocks))
 
@@ -108,8 +114,9 @@ def test_slots_are_those_of_the_plain_twin(found, data):
     assert slots.tolist() == slot_mapping_plain(*arguments).tolist()
 
 
-def test_position_x_lives_in_entry_2_plus_k_plus_x_over_block_size():
-    table = torch.tensor([[40, 2, 7, 8, 11, 12, 13], [3, 0, 9, 0, 0, 0, 0]], dtype=torch.int32)
+def test_position_x_lives_in_entry_3_plus_k_plus_x_over_block_size():
+    rows = [[40, 2, 1, 7, 8, 11, 12, 13], [3, 0, 5, 9, 0, 0, 0, 0]]
+    table = torch.tensor(rows, dtype=torch.int32)
     slots = slot_mapping(
         table, torch.tensor([0, 0, 0, 1]), torch.tensor([0, 17, 39, 2]), block_size=16
     )

@@ -38,6 +38,13 @@ BAD_VALUES = [
     ({"query_reduction": "sum"}, "query_reduction='sum'", "'mean' or 'max'"),
     ({"value_norm": 1}, "value_norm=1", "true or false"),
     ({"sink": -1}, "sink=-1", "at least 0"),
+    ({"min_budget": 0}, "min_budget=0", "at least 1"),
+    ({"max_budget": "many"}, "max_budget='many'", "at least window + 1"),
+    ({"max_budget": 8}, "max_budget=8", "window is 8"),
+    ({"min_budget": 65, "max_budget": 64}, "min_budget=65", "must not be above the ceiling"),
+    ({"max_budget": 512}, "budget=1024", "an integer from 9 to 512 (tokens)"),
+    ({"budget": 64, "min_budget": 65}, "budget=64", "0 (off) or an integer of at least 65"),
+    ({"budget": 0, "max_budget": 512}, "budget=0", "an integer from 9 to 512 (tokens)"),
     ({"budgt": 64}, "'budgt'", "did you mean 'budget'?"),
     ({"zzz": 64}, "'zzz'", "allowed are budget, ratio, scores"),
     ({1: 64}, "1", "allowed are budget, ratio, scores"),
@@ -75,6 +82,8 @@ def test_the_defaults():
         "query_reduction": "mean",
         "value_norm": False,
         "sink": 4,
+        "min_budget": None,
+        "max_budget": None,
     }
 
 
@@ -88,6 +97,9 @@ def test_the_defaults():
         {"ratio": 0.001, "budget": None},
         {"beta": 2},
         {"policy": "streaming", "sink": 0},
+        {"budget": 64, "min_budget": 64, "max_budget": 64},
+        {"budget": 0, "min_budget": 64},
+        {"ratio": 0.5, "max_budget": 64},
         {"policy": "adakv", "query_reduction": "max", "value_norm": True},
         {"scores": "some/file.json", "pooling": "avg", "gqa_fold": "sum", "policy": "uniform"},
     ],

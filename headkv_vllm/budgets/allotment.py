@@ -22,11 +22,11 @@ def allot_head_blocks(scores: FloatArray, budget: RequestBudget, settings: Setti
     n.sum() == K*L*H and min_blocks <= n <= F, for a compressed request with
     min_blocks <= K < F. A tensor-parallel rank passes the scores of its own heads.
 
-    Under an adaptive policy n.sum(1) is what each layer gets, and the even split among its heads
-    stands for that which the prompt decides.
+    The policy is the request's. Under an adaptive one n.sum(1) is what each layer gets, and the
+    even split among its heads stands for that which the prompt decides.
     """
     num_blocks, most = budget.num_compressed_blocks, budget.num_full_blocks
-    policy, bounds = POLICIES[settings.policy], Bounds(settings.min_blocks, most)
+    policy, bounds = POLICIES[budget.policy], Bounds(settings.min_blocks, most)
     shares = policy.shares(scores, num_blocks, most, settings)
     dealt = deal_out(shares, num_blocks * scores.size, bounds)
     return _split_evenly(dealt) if policy.adaptive else dealt

@@ -18,12 +18,12 @@ class _Request:
 
 
 class LiveAllotments:
-    """n[L, H] of compressed requests, from the step that compresses them to their last.
+    """n[L, H] of requests of adaptive policies, from the step that compresses them to their last.
 
     Entries are keyed by a request's first compressed block, which is its own as long as it lives.
-    Nobody says when it ends. But whoever is given one of its blocks next compresses before it
-    reads, and `begin` then drops what the block was part of: no entry is read that is not its
-    reader's, and there are never more entries than fit in the pool.
+    Nobody says when it ends. But the next such request that is given one of its blocks compresses
+    before it reads, and `begin` then drops what the block was part of: no entry is read that is
+    not its reader's, and there are never more entries than fit in the pool.
     """
 
     def __init__(self, num_layers: int, num_kv_heads: int) -> None:

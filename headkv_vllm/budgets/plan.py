@@ -84,8 +84,8 @@ def make_plan(
         block_size=block_size,
         tensor_parallel_size=tensor_parallel_size,
         compressed=budget.compressed,
-        reason=_reason(budget, settings),
-        adaptive=POLICIES[settings.policy].adaptive,
+        reason=_reason(budget),
+        adaptive=POLICIES[budget.policy].adaptive,
         num_compressed_blocks=budget.num_compressed_blocks,
         num_full_blocks=budget.num_full_blocks,
         **_memory(budget, block_size, block_bytes),
@@ -144,10 +144,10 @@ def _kept(budget: RequestBudget, block_size: int, head_blocks: HeadBlocks) -> di
     }
 
 
-def _reason(budget: RequestBudget, settings: Settings) -> str | None:
+def _reason(budget: RequestBudget) -> str | None:
     if budget.compressed:
         return None
-    if settings.budget == 0:
+    if budget.skip_reason == "off":
         return "the budget is 0, which turns compression off"
     return (
         "the prompt is too short to gain: the blocks before its window "

@@ -16,7 +16,12 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.request import Request
 
 from headkv_vllm.block_row import HEADER_SIZE, num_row_entries
-from headkv_vllm.budgets.request import RequestBudget, max_compressed_blocks
+from headkv_vllm.budgets.registry import POLICIES
+from headkv_vllm.budgets.request import (
+    RequestBudget,
+    max_compressed_blocks,
+    max_requested_blocks,
+)
 from headkv_vllm.engine.logger import logger
 from headkv_vllm.engine.settings import read_settings
 
@@ -26,15 +31,16 @@ class HeadKVSpec(FullAttentionSpec):
     """Full attention whose requests hold a header and compressed blocks besides their tokens."""
 
     def max_num_blocks_per_req(self, vllm_config: VllmConfig, max_len: int) -> int:
-        """Width of a block-table row: see `headkv_vllm.block_row`."""
+        """Width of a block-table row, whatever budgets are asked for: see `block_row`."""
         settings = read_settings(vllm_config)
-        num_compressed_blocks = max_compressed_blocks(settings, max_len, self.block_size)
+        num_compressed_blocks = max_requested_blocks(settings, max_len, self.block_size)
         return num_row_entries(num_compressed_blocks, cdiv(max_len, self.block_size))
 
     def max_memory_usage_bytes(self, vllm_config: VllmConfig) -> int:
         """Bytes of one layer for one request: its whole prompt and the compressed blocks.
 
-        Both are held from admission until the prompt is complete.
+        Both are held from admission until the prompt is complete. A request that asks for more
+        than the server's own budget is compressed where there is room: see `can_hold`.
         """
         max_model_len = vllm_config.model_config.max_model_len
         settings = read_settings(vllm_config)
@@ -52,6 +58,8 @@ class HeadKVManager(FullAttentionManager):
 
     The scheduler announces each request's budget before it asks for blocks, and withdraws it when
     the request has ended. A preempted request keeps its budget and loses its row.
+
+    num_freed_blocks: prompt blocks that compressed requests have given back so far.
     """
 
     # The prompt's blocks are shared whole or not at all.
@@ -60,6 +68,7 @@ class HeadKVManager(FullAttentionManager):
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self.budgets: dict[str, RequestBudget] = {}
+        self.num_freed_blocks = 0
 
     def announce(self, request_id: str, budget: RequestBudget) -> None:
         """Called once, before the first allocation."""
@@ -68,6 +77,14 @@ class HeadKVManager(FullAttentionManager):
     def withdraw(self, request_id: str) -> None:
         """Called when the request has ended and its blocks are free."""
         self.budgets.pop(request_id, None)
+
+    def can_hold(self, num_tokens: int, num_compressed_blocks: int) -> bool:
+        """Whether the whole pool has room for a request that comes to `num_tokens` tokens.
+
+        When it resumes after a preemption it holds them all besides its compressed blocks.
+        """
+        num_blocks = cdiv(num_tokens, self.block_size) + num_compressed_blocks
+        return num_blocks < self.block_pool.num_gpu_blocks  # one of which is the null block
 
     def get_num_blocks_to_allocate(
         self,
@@ -149,6 +166,7 @@ class HeadKVManager(FullAttentionManager):
         if processed_computed_tokens >= budget.num_prompt_tokens:
             num_held = self._num_held(request_id)
             self._remove_blocks_in_range(request_id, first, first + budget.num_full_blocks)
+            self.num_freed_blocks += budget.num_full_blocks
             logger.debug(
                 "HeadKV: request %s compressed its prompt of %d tokens: it held %d blocks, "
                 "and now holds %d",
@@ -168,7 +186,7 @@ class HeadKVManager(FullAttentionManager):
             num_leading = self._num_leading_entries(request_id)
             assert self._has_header(request_id)
             header = [entry.block_id for entry in row[:HEADER_SIZE]]
-            assert header == [budget.num_prompt_tokens, budget.num_compressed_blocks]
+            assert header == _header(budget)
             for block in row[HEADER_SIZE:num_leading]:
                 assert block.ref_cnt == 1 and block.block_hash is None and not block.is_null
                 assert owners.setdefault(block.block_id, request_id) == request_id
@@ -192,8 +210,7 @@ class HeadKVManager(FullAttentionManager):
 
     def _new_header(self, request_id: str) -> list[KVCacheBlock]:
         budget = self.budgets[request_id]
-        values = (budget.num_prompt_tokens, budget.num_compressed_blocks)
-        header = [KVCacheBlock(block_id=value, is_null=True) for value in values]
+        header = [KVCacheBlock(block_id=value, is_null=True) for value in _header(budget)]
         return header + self._take_blocks(budget.num_compressed_blocks)
 
     def _take_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
@@ -203,3 +220,8 @@ class HeadKVManager(FullAttentionManager):
         if self._record_new_block_ids:
             self.new_block_ids.extend(block.block_id for block in blocks)
         return blocks
+
+
+def _header(budget: RequestBudget) -> list[int]:
+    policy_index = list(POLICIES).index(budget.policy)
+    return [budget.num_prompt_tokens, budget.num_compressed_blocks, policy_index]

@@ -3,10 +3,11 @@
 
 import sys
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vllm.platforms.cpu import CpuPlatform
 
+from headkv_vllm.config import Settings
 from headkv_vllm.engine.names import (
     ASYNC_SCHEDULER_PATH,
     BACKEND_NAME,
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
 
 
 class HeadKVCpuPlatform(CpuPlatform):
-    """Stock vLLM's CPU platform with our backend, KV-cache spec and scheduler when asked for."""
+    """Stock vLLM's CPU platform with our backend, KV-cache spec and scheduler when asked for.
+
+    settings: those that the last engine configured in this process serves with; None when that
+        has another backend.
+    """
+
+    settings: ClassVar[Settings | None] = None
 
     @classmethod
     def get_attn_backend_cls(
@@ -53,12 +60,23 @@ class HeadKVCpuPlatform(CpuPlatform):
         """
         super().check_and_update_config(vllm_config)
         if not is_selected(vllm_config):
+            # vLLM makes configurations without a model now and then, which nobody serves with.
+            if vllm_config.model_config is not None:
+                cls.settings = None
             return
         try:
-            _prepare(vllm_config)
+            cls.settings = _prepare(vllm_config) or cls.settings
         except HeadKVError:
             _report_in_one_line()
             raise
+
+    @classmethod
+    def validate_request(cls, processed_inputs: Any, params: Any) -> None:
+        """Raises VLLMValidationError, which the client gets as 400, for bad arguments of ours."""
+        from headkv_vllm.engine.request_checks import check_request
+
+        super().validate_request(processed_inputs, params)
+        check_request(params)
 
 
 def is_selected(vllm_config: "VllmConfig") -> bool:
@@ -68,8 +86,10 @@ def is_selected(vllm_config: "VllmConfig") -> bool:
     return any(getattr(backend, "name", None) == BACKEND_NAME for backend in chosen)
 
 
-def _prepare(vllm_config: "VllmConfig") -> None:
+def _prepare(vllm_config: "VllmConfig") -> Settings | None:
+    """The settings to serve with; None for a configuration that is only a part of one."""
     from headkv_vllm.engine.compatibility import check_supported
+    from headkv_vllm.engine.request_checks import check_early
     from headkv_vllm.engine.settings import read_settings, resolve_scores
 
     model_config, cache_config = vllm_config.model_config, vllm_config.cache_config
@@ -78,13 +98,15 @@ def _prepare(vllm_config: "VllmConfig") -> None:
     # Models made of several have vLLM check a copy of this configuration for each part; the
     # whole has been checked by then, and a part by itself may look like what we refuse.
     if model_config is None or model_config.is_submodel_config:
-        return
+        return None
     settings = read_settings(vllm_config)
     check_supported(vllm_config, settings)
     resolve_scores(vllm_config, settings)
     scheduler_config = vllm_config.scheduler_config
     is_async = scheduler_config.async_scheduling
     scheduler_config.scheduler_cls = ASYNC_SCHEDULER_PATH if is_async else SCHEDULER_PATH
+    check_early()
+    return settings
 
 
 def _report_in_one_line() -> None:

@@ -4,13 +4,22 @@
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request
 
 from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.budgets.request import RequestBudget, request_budget
+from headkv_vllm.config import Settings
+from headkv_vllm.engine.cache_stats import CacheStats
 from headkv_vllm.engine.kv_cache import HeadKVManager
-from headkv_vllm.engine.settings import read_settings
+from headkv_vllm.engine.logger import logger
+from headkv_vllm.engine.settings import read_scores, read_settings
+from headkv_vllm.engine.stats_message import message_of
+from headkv_vllm.engine.worker_table import WorkerTable, table_path
+from headkv_vllm.errors import RequestError
+from headkv_vllm.request_arguments import request_settings
 
 
 class _HeadKVMixin:
@@ -19,9 +28,10 @@ class _HeadKVMixin:
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
         self._settings = read_settings(vllm_config)
-        self._is_adaptive = POLICIES[self._settings.policy].adaptive
         (manager,) = self.kv_cache_manager.coordinator.single_type_managers  # type: ignore[attr-defined]
         self._manager: HeadKVManager = manager
+        table = WorkerTable.open(table_path(vllm_config))
+        self._cache_stats = CacheStats(manager, read_scores(vllm_config).size, table)
 
     def add_request(self, request: Request) -> None:
         """Announce the request's budget, then let vLLM queue it."""
@@ -33,10 +43,32 @@ class _HeadKVMixin:
         super().add_request(request)  # type: ignore[misc]
 
     def _budget(self, request: Request) -> RequestBudget:
-        num_prompt_tokens = request.num_prompt_tokens
+        block_size, settings = self._manager.block_size, self._request_settings(request)
+        budget = request_budget(settings, request.num_prompt_tokens, block_size)
         if request.resumable:  # its prompt grows, so it has no length to compress
-            return RequestBudget(num_prompt_tokens, 0, 0)
-        return request_budget(self._settings, num_prompt_tokens, self._manager.block_size)
+            return budget.skipped("resumable")
+        most: int = self.max_model_len  # type: ignore[attr-defined]
+        num_tokens = min(request.num_prompt_tokens + request.max_tokens, most)
+        if budget.compressed and not self._manager.can_hold(
+            num_tokens, budget.num_compressed_blocks
+        ):
+            return budget.skipped("no_room")
+        return budget
+
+    def _request_settings(self, request: Request) -> Settings:
+        """The server's settings with what the request asks for in their place.
+
+        It has been checked where it came in, see `engine.request_checks`. A request that went
+        another way must not end the engine for all.
+        """
+        parameters = request.sampling_params
+        try:
+            return request_settings(self._settings, parameters and parameters.extra_args)
+        except RequestError as error:
+            logger.warning(
+                "HeadKV: request %s gets the server's settings: %s", request.request_id, error
+            )
+            return self._settings
 
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
@@ -46,7 +78,7 @@ class _HeadKVMixin:
         The step that completes the prompt needs the queries of all its last `window` tokens. A
         chunk that would end among them ends before the first of them instead, so that no worker
         has to keep queries from one step to the next. Under an adaptive policy a chunk also ends
-        with the prompt, because a worker plans a step before it knows what the heads keep, and a
+        with its prompt, because a worker plans a step before it knows what the heads keep, and a
         resumed request has tokens beyond its prompt. vLLM has this hook for drafters that look
         ahead of a chunk's end; we keep its own rule and add ours.
         """
@@ -60,18 +92,33 @@ class _HeadKVMixin:
         window_start = prompt_end - self._settings.window
         if window_start < num_computed_tokens + num_new_tokens < prompt_end:
             return max(0, window_start - num_computed_tokens)
-        if self._is_adaptive:
+        if POLICIES[budget.policy].adaptive:
             return min(num_new_tokens, prompt_end - num_computed_tokens)
         return num_new_tokens
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        """Plan a step, and count the prompts that it completes."""
+        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        self._cache_stats.count_prompts(output, self.requests)  # type: ignore[attr-defined]
+        return output
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        """Let ours ride on vLLM's own; None when nobody wants any."""
+        stats = super().make_stats(*args, **kwargs)  # type: ignore[misc]
+        if stats is not None:
+            message_of(stats).update(self._cache_stats.take_message())
+        return stats
 
     def _free_blocks(self, request: Request) -> None:
         # vLLM's last word on a request, however it ends; a preemption does not come here.
         super()._free_blocks(request)  # type: ignore[misc]
         self._manager.withdraw(request.request_id)
+        self._cache_stats.forget(request.request_id)
 
     def check_integrity(self) -> None:
         """The manager's rows are whole, and no budget outlives its request."""
         self._manager.check_integrity()
+        self._cache_stats.check_integrity()
         assert self._manager.budgets.keys() == self.requests.keys()  # type: ignore[attr-defined]
 
 

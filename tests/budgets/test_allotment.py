@@ -50,8 +50,8 @@ def test_dealing_equals_its_plain_twin(shares, counts, data):
 )
 def test_every_block_is_dealt_out_within_the_bounds(scores, counts, beta, policy):
     fewest, num_blocks, most = counts
-    settings = Settings(beta=beta, min_blocks=fewest, policy=policy)
-    dealt = allot_head_blocks(scores, RequestBudget(0, num_blocks, most), settings)
+    budget = RequestBudget(0, num_blocks, most, policy)
+    dealt = allot_head_blocks(scores, budget, Settings(beta=beta, min_blocks=fewest))
     assert dealt.shape == scores.shape
     assert dealt.sum() == num_blocks * scores.size
     assert fewest <= dealt.min()
@@ -140,10 +140,11 @@ def test_blocks_that_cannot_be_dealt_out_are_a_callers_mistake(counts):
 @given(scores=share_arrays(), counts=block_counts())
 def test_an_adaptive_policy_fixes_the_layers_and_estimates_an_even_split(scores, counts):
     fewest, num_blocks, most = counts
-    budget = RequestBudget(0, num_blocks, most)
-    by_score = allot_head_blocks(scores, budget, Settings(min_blocks=fewest))
-    adaptive = Settings(min_blocks=fewest, policy="headkv_ada")
-    estimated = allot_head_blocks(scores, budget, adaptive)
+    settings = Settings(min_blocks=fewest)
+    by_score, estimated = (
+        allot_head_blocks(scores, RequestBudget(0, num_blocks, most, policy), settings)
+        for policy in ("headkv", "headkv_ada")
+    )
     np.testing.assert_array_equal(estimated.sum(1), by_score.sum(1))
     assert (np.ptp(estimated, axis=1) <= 1).all()
 

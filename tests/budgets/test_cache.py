@@ -18,7 +18,17 @@ def test_cached_allotments_are_those_of_the_function():
             cache.allot(budget), allot_head_blocks(SCORES, budget, Settings())
         )
     assert len(cache) == 2
+    assert (cache.hits, cache.misses) == (1, 2)
     cache.check_integrity()
+
+
+def test_policies_do_not_share_a_result():
+    cache = AllotmentCache(SCORES, Settings())
+    for policy in ("headkv", "pyramidkv", "headkv"):
+        budget = RequestBudget(320, 7, 20, policy)
+        expected = allot_head_blocks(SCORES, budget, Settings())
+        np.testing.assert_array_equal(cache.allot(budget), expected)
+    assert (len(cache), cache.hits, cache.misses) == (2, 1, 2)
 
 
 def test_requests_of_one_k_and_f_share_a_read_only_result():

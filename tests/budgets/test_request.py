@@ -18,13 +18,17 @@ from headkv_vllm.config import Settings
         ({"budget": 128, "window": 16}, 1000, RequestBudget(1000, 7, 61)),
         ({"budget": 9}, 1000, RequestBudget(1000, 1, 62)),
         ({"budget": 9, "min_blocks": 3}, 1000, RequestBudget(1000, 3, 62)),
-        ({"budget": 0}, 1000, RequestBudget(1000, 0, 62)),
-        ({"budget": 128}, 135, RequestBudget(135, 0, 7)),
+        ({"budget": 0}, 1000, RequestBudget(1000, 0, 62, skip_reason="off")),
+        ({"budget": 128}, 135, RequestBudget(135, 0, 7, skip_reason="too_short")),
         ({"budget": 128}, 136, RequestBudget(136, 7, 8)),
-        ({"budget": 128}, 7, RequestBudget(7, 0, 0)),
+        ({"budget": 128, "policy": "adakv"}, 136, RequestBudget(136, 7, 8, "adakv")),
+        ({"budget": 128}, 7, RequestBudget(7, 0, 0, skip_reason="too_short")),
         ({"ratio": 0.5}, 1000, RequestBudget(1000, 30, 62)),
-        ({"ratio": 1.0}, 1000, RequestBudget(1000, 0, 62)),
+        ({"ratio": 1.0}, 1000, RequestBudget(1000, 0, 62, skip_reason="too_short")),
         ({"ratio": 0.0001}, 1000, RequestBudget(1000, 1, 62)),
+        ({"ratio": 1.0, "max_budget": 128}, 1000, RequestBudget(1000, 7, 62)),
+        ({"ratio": 0.0001, "min_budget": 128}, 1000, RequestBudget(1000, 7, 62)),
+        ({"ratio": 0.2, "min_budget": 128, "max_budget": 256}, 1000, RequestBudget(1000, 12, 62)),
         ({}, 8192, RequestBudget(8192, 63, 511)),
     ],
 )
@@ -32,6 +36,12 @@ def test_blocks_of_16_tokens(mapping, num_prompt_tokens, expected):
     budget = request_budget(Settings.parse(mapping), num_prompt_tokens, block_size=16)
     assert budget == expected
     assert budget.compressed == (expected.num_compressed_blocks > 0)
+    assert budget.compressed == (budget.skip_reason is None)
+
+
+def test_a_skipped_request_has_no_compressed_blocks():
+    budget = request_budget(Settings(budget=128), 1000, 16)
+    assert budget.skipped("no_room") == RequestBudget(1000, 0, 62, skip_reason="no_room")
 
 
 @hypothesis_settings(deadline=None)

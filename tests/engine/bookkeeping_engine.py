@@ -30,7 +30,6 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from headkv_vllm.block_row import BlockRow
 from headkv_vllm.budgets.registry import POLICIES
-from headkv_vllm.config import Settings
 from headkv_vllm.engine.kv_cache import HeadKVManager, HeadKVSpec
 from headkv_vllm.engine.scheduler import HeadKVAsyncScheduler, HeadKVScheduler
 from headkv_vllm.engine.settings import read_settings
@@ -81,11 +80,10 @@ class Worker:
     """Each request's row and computed tokens, and a note in each slot of the memory."""
 
     block_size: int
-    settings: Settings
+    window: int
     width: int
 
     def __post_init__(self) -> None:
-        self.window = self.settings.window
         self.notes: dict[tuple[int, int], object] = {}
         self.rows: dict[str, list[int]] = {}
 
@@ -124,7 +122,7 @@ class Worker:
                 self._note(row, position, exact[position])
         if is_compressed and start < length <= end:
             assert start <= length - self.window, "the window's queries are not all in this step"
-            adaptive = POLICIES[self.settings.policy].adaptive
+            adaptive = list(POLICIES.values())[row.policy_index].adaptive
             assert end == length or not adaptive, "a step goes on after it has compressed"
             for block in row.compressed_blocks:
                 self.notes[block, 0] = ("compressed", exact[length - 1])
@@ -185,7 +183,7 @@ class BookkeepingEngine:
             config, kv_cache_config, StructuredOutputManager(config), self.block_size
         )
         width = spec.max_num_blocks_per_req(config, config.model_config.max_model_len)
-        self.worker = Worker(self.block_size, self.settings, width)
+        self.worker = Worker(self.block_size, self.settings.window, width)
         self._in_flight, self._depth = deque[SchedulerOutput](), in_flight
         self._sampled: dict[int, set[str]] = {}
         self._tokens: dict[str, list[int]] = {}
@@ -202,10 +200,19 @@ class BookkeepingEngine:
         return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
 
     def add(
-        self, request_id: str, prompt: list[int], max_tokens: int, resumable: bool = False
+        self,
+        request_id: str,
+        prompt: list[int],
+        max_tokens: int,
+        resumable: bool = False,
+        **arguments: object,
     ) -> Request:
-        """Queue a request. What it will generate is a matter of its name alone."""
+        """Queue a request. What it will generate is a matter of its name alone.
+
+        arguments: the request's own, which nobody has checked.
+        """
         parameters = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+        parameters.extra_args = arguments
         request = Request(
             request_id, prompt, parameters, None, block_hasher=self._hasher, resumable=resumable
         )

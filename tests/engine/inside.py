@@ -89,39 +89,39 @@ def answer(
     max_tokens: int = 32,
     budget: int | None = None,
     chunk: int | None = None,
+    own: Sequence[dict[str, Any]] | None = None,
     **parameters: Any,
 ) -> list[Answer]:
     """Greedy answers to all prompts, sent at once, perhaps within other limits than the engine's.
 
-    budget: of these requests. chunk: the tokens of a step at most.
+    budget: of these requests. own: each one's own arguments in place of that. chunk: the tokens of
+    a step at most.
     """
     from vllm import SamplingParams
 
     inputs = [
         prompt if isinstance(prompt, str) else {"prompt_token_ids": prompt} for prompt in prompts
     ]
-    sampling = SamplingParams(temperature=0, max_tokens=max_tokens, **parameters)
-    with _limits(llm, budget, chunk):
+    same = {} if budget is None else {"headkv_budget": budget}
+    sampling = [
+        SamplingParams(temperature=0, max_tokens=max_tokens, extra_args=arguments, **parameters)
+        for arguments in own or [same] * len(prompts)
+    ]
+    with _steps_of(llm, chunk):
         outputs = llm.generate(inputs, sampling, use_tqdm=False)
     check_integrity(llm)
     return [_answer(output) for output in outputs]
 
 
 @contextmanager
-def _limits(llm: Any, budget: int | None, chunk: int | None) -> Iterator[None]:
+def _steps_of(llm: Any, chunk: int | None) -> Iterator[None]:
     engine_scheduler = scheduler(llm)
-    before = dict(vars(engine_scheduler))
-    if budget is not None:
-        settings = engine_scheduler._settings.model_copy(update={"budget": budget})
-        engine_scheduler._settings = settings
-    if chunk is not None:
-        engine_scheduler.max_num_scheduled_tokens = chunk
+    before = engine_scheduler.max_num_scheduled_tokens
+    engine_scheduler.max_num_scheduled_tokens = chunk or before
     try:
         yield
     finally:
-        for name in ("_settings", "max_num_scheduled_tokens"):
-            if name in before:
-                setattr(engine_scheduler, name, before[name])
+        engine_scheduler.max_num_scheduled_tokens = before
 
 
 def _answer(output: Any) -> Answer:

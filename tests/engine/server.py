@@ -34,6 +34,7 @@ class Server(ServerProcess):
         super().__init__([str(checkpoint), *name, *arguments], log_path, environment)
 
     def __enter__(self) -> Self:
+        super().__enter__()
         try:
             self.wait_until_healthy(START_TIMEOUT)
         except BaseException:
@@ -57,17 +58,19 @@ class Server(ServerProcess):
                 timeout=2,
             )
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric's samples, as /metrics has them now."""
-        return sum(sample.value for sample in self._samples() if sample.name == name)
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples with these labels, as /metrics has them now."""
+        samples = [sample for sample in self.samples() if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
     def num_held_blocks(self) -> int:
         """Blocks in use, by vLLM's own gauge, which is a share of all."""
-        (info,) = (s for s in self._samples() if s.name == "vllm:cache_config_info")
+        (info,) = (s for s in self.samples() if s.name == "vllm:cache_config_info")
         num_blocks = int(info.labels["num_gpu_blocks"]) - 1
         return round(self.metric("vllm:kv_cache_usage_perc") * num_blocks)
 
-    def _samples(self) -> list[Sample]:
+    def samples(self) -> list[Sample]:
+        """All that /metrics says at one moment."""
         text = httpx.get(f"{self.url}/metrics").raise_for_status().text
         families = text_string_to_metric_families(text)
         return [sample for family in families for sample in family.samples]

@@ -62,6 +62,10 @@ MODELS = {
         ),
         "sliding_attention",
     ),
+    "Qwen2.5-1M": (
+        like_llama("qwen2", "Qwen2ForCausalLM", dual_chunk_attention_config={"chunk_size": 64}),
+        "dual chunk attention",
+    ),
     "Gemma 3, with sliding windows in some layers": (
         like_llama("gemma3_text", "Gemma3ForCausalLM", sliding_window=64, layer_types=SLIDING),
         "sliding_attention",
@@ -255,7 +259,7 @@ def scores(checkpoint, tmp_path):
 
 def test_a_fitting_score_file_is_folded_and_sent_to_the_workers(checkpoint, scores):
     config = engine_config(checkpoint, {"scores": str(scores)})
-    assert config.additional_config["headkv_scores"] == [[0, 0.75], [0.25, 0.25]]
+    assert config.additional_config["headkv_scores"]["values"] == [[0, 0.75], [0.25, 0.25]]
 
 
 def test_a_missing_score_file_is_refused(checkpoint):

@@ -138,7 +138,7 @@ def test_heads_as_sequences_attend_what_each_was_dealt(
     flat = flat_head_blocks(layers[layer_index], layer_index, NUM_LAYERS)
     # Two requests of K = 1 compressed block, F = 2 full ones and a tail of 1 and 2 blocks. The
     # numbers of the full blocks that were given up are those of the null block.
-    rows = [BlockRow(0, (1,), (0, 0, 2)), BlockRow(0, (3,), (0, 0, 4, 5))]
+    rows = [BlockRow(0, (1,), (0, 0, 2), 0), BlockRow(0, (3,), (0, 0, 4, 5), 0)]
     width = max(len(row.entries()) for row in rows)
     table = [row.entries() + [0] * (width - len(row.entries())) for row in rows]
     dealt = torch.tensor([[[1, 0], [3, 1], [0, 1]], [[0, 2], [1, 2], [1, 0]]], dtype=torch.int32)

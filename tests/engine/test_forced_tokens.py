@@ -98,7 +98,7 @@ def split(sample: Sample) -> tuple[list[int], list[int]]:
 
 @pytest.fixture(scope="module")
 def asked() -> list[Sample]:
-    return list(generate_samples("single", NUM_TOKENS, 8, seed=5))
+    return list(generate_samples("multi-key", NUM_TOKENS, 8, seed=5))
 
 
 @pytest.mark.engine

@@ -8,6 +8,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from headkv_vllm.block_row import num_row_entries
+from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.budgets.request import max_compressed_blocks, request_budget
 from headkv_vllm.engine.kv_cache import HeadKVSpec
 from tests.engine.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
@@ -45,10 +46,10 @@ def test_a_row_is_header_compressed_blocks_and_prompt_blocks(start):
     output = engine.step()
     (new,) = output.scheduled_new_reqs
     row = new.block_ids[0]
-    assert row[:2] == [100, 3]
+    assert row[:3] == [100, 3, 0]
     assert len(row) == num_row_entries(3, num_blocks=7)
-    assert len(set(row[2:])) == 10 and 0 not in row[2:]
-    for compressed in blocks_of(engine, "a")[2:5]:
+    assert len(set(row[3:])) == 10 and 0 not in row[3:]
+    for compressed in blocks_of(engine, "a")[3:6]:
         assert compressed.block_hash is None and compressed.ref_cnt == 1
 
 
@@ -61,9 +62,9 @@ def test_the_full_prompt_blocks_go_back_once_the_prompt_is_processed_and_no_earl
     engine.step()
     # F = (100 - 8) // 16 = 5 of the 7 prompt blocks are freed, and their places remain.
     assert engine.num_free == free - 5
-    assert row_of(engine, "a")[5:10] == [0] * 5
-    assert 0 not in row_of(engine, "a")[10:]
-    assert len(engine.worker.rows["a"]) == 12
+    assert row_of(engine, "a")[6:11] == [0] * 5
+    assert 0 not in row_of(engine, "a")[11:]
+    assert len(engine.worker.rows["a"]) == 13
 
 
 def test_the_last_prompt_token_still_needs_the_whole_prompt(start):
@@ -72,9 +73,9 @@ def test_the_last_prompt_token_still_needs_the_whole_prompt(start):
     engine.add("a", PROMPT[:100], max_tokens=30)
     assert engine.step().num_scheduled_tokens["a"] == 99
     assert engine.step().num_scheduled_tokens["a"] == 1
-    assert 0 not in row_of(engine, "a")
+    assert 0 not in row_of(engine, "a")[3:]
     engine.step()
-    assert row_of(engine, "a")[5:11] == [0] * 6
+    assert row_of(engine, "a")[6:12] == [0] * 6
 
 
 def test_an_asynchronous_step_in_flight_keeps_the_prompt_blocks(start):
@@ -100,8 +101,8 @@ def test_a_request_with_nothing_to_gain_keeps_all_its_blocks(start, num_prompt_t
         engine.step()
     assert row_of(engine, "a")[:2] == [num_prompt_tokens, 0]
     num_tokens = num_prompt_tokens + 4
-    assert len(row_of(engine, "a")) == 2 + -(-num_tokens // BLOCK_SIZE)
-    assert 0 not in row_of(engine, "a")[2:]
+    assert len(row_of(engine, "a")) == 3 + -(-num_tokens // BLOCK_SIZE)
+    assert 0 not in row_of(engine, "a")[3:]
     engine.run()
 
 
@@ -207,7 +208,7 @@ def test_a_compressed_request_that_is_preempted_starts_again_and_compresses_agai
     for _ in range(30):
         engine.step()
     before = row_of(engine, "a")
-    assert before[5:10] == [0] * 5
+    assert before[6:11] == [0] * 5
     engine.scheduler.reset_prefix_cache(reset_running_requests=True)
     assert "a" not in engine.manager.req_to_blocks and engine.num_free == 99
     engine.check()
@@ -215,7 +216,7 @@ def test_a_compressed_request_that_is_preempted_starts_again_and_compresses_agai
     assert output.scheduled_cached_reqs.resumed_req_ids == {"a"}
     # One step spans the prompt and what had been generated.
     assert output.num_scheduled_tokens["a"] > 100
-    assert row_of(engine, "a")[:2] == [100, 3] and 0 not in row_of(engine, "a")[2:]
+    assert row_of(engine, "a")[:2] == [100, 3] and 0 not in row_of(engine, "a")[3:]
     engine.run()
     assert engine.num_free == 99
 
@@ -289,15 +290,19 @@ def test_a_prompt_that_grows_is_not_compressed(start):
     assert row_of(engine, "a")[:2] == [200, 0]
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, {"ratio": 0.5}, {"budget": 0}, {"budget": 1024}])
-def test_the_spec_makes_room_for_the_widest_row_and_the_largest_request(start, settings):
+@pytest.mark.parametrize(
+    "settings", [SETTINGS, {"ratio": 0.5}, {"budget": 0}, {**SETTINGS, "max_budget": 1024}]
+)
+def test_the_spec_makes_room_for_the_widest_row_and_the_servers_own_budget(start, settings):
     engine = start(settings)
     config = engine.scheduler.vllm_config
     spec = engine.manager.kv_cache_spec
     assert isinstance(spec, HeadKVSpec)
     most = max_compressed_blocks(engine.settings, 2048, BLOCK_SIZE)
     width = spec.max_num_blocks_per_req(config, 2048)
-    assert width == 2 + most + 128
+    # F is 127, and a request may ask for up to F - 1 blocks where there is no ceiling.
+    widest = (1024 - WINDOW) // BLOCK_SIZE if "max_budget" in settings else 126
+    assert width == 3 + widest + 128
     assert spec.max_memory_usage_bytes(config) == (most + 128) * spec.page_size_bytes
     for length in range(1, 2049, 13):
         budget = request_budget(engine.settings, length, BLOCK_SIZE)
@@ -310,6 +315,7 @@ def test_the_spec_makes_room_for_the_widest_row_and_the_largest_request(start, s
     ("settings", "flags"),
     [
         (SETTINGS, {"max_num_batched_tokens": 48}),
+        ({**SETTINGS, "policy": "headkv_ada"}, {"max_num_batched_tokens": 80}),
         ({"budget": 9, "window": 8}, {"max_num_batched_tokens": 200, "watermark": 0.05}),
         ({"ratio": 0.3, "window": 3}, {"enable_prefix_caching": False}),
         ({"ratio": 0.6, "window": 24}, {"long_prefill_token_threshold": 40}),
@@ -319,7 +325,10 @@ def test_the_spec_makes_room_for_the_widest_row_and_the_largest_request(start, s
 )
 @pytest.mark.parametrize("in_flight", [1, 2])
 def test_any_course_of_events_keeps_the_books_in_order(start, settings, flags, in_flight):
-    """Arrivals, aborts, resets and preemptions at random, in a pool too small for all."""
+    """Arrivals, aborts, resets and preemptions at random, in a pool too small for all.
+
+    Requests have budgets and policies of their own, some of them bad.
+    """
     engine = start(settings, num_blocks=36, in_flight=in_flight, **flags)
     chance = random.Random(f"{settings} {flags} {in_flight}")
     names, num_preempted = [], 0
@@ -327,7 +336,8 @@ def test_any_course_of_events_keeps_the_books_in_order(start, settings, flags, i
         if len(engine.scheduler.requests) < 10 and chance.random() < 0.4:
             prompt = random_prompt(engine, chance, names)
             names.append(f"request {step}")
-            engine.add(names[-1], prompt, max_tokens=chance.randint(1, 200))
+            own = random_arguments(chance)
+            engine.add(names[-1], prompt, max_tokens=chance.randint(1, 200), **own)
         if chance.random() < 0.03:
             engine.abort(chance.choice([*engine.scheduler.requests, "none"]))
             engine.check()
@@ -354,3 +364,17 @@ def random_prompt(engine, chance, names):
         return PROMPT[: chance.randint(1, length)] + [chance.randrange(128) for _ in range(20)]
     earlier = engine.tokens(chance.choice(names))[:length]
     return [*earlier, 1, 2, 3]
+
+
+def random_arguments(chance):
+    """None of its own, a budget, a ratio, or a budget that is refused; and perhaps a policy."""
+    budget = chance.choice(
+        [
+            {},
+            {"headkv_budget": chance.choice([0, 40, 64, 128, 2000])},
+            {"headkv_ratio": chance.random() or 1},
+            {"headkv_budget": chance.choice([-1, 1, "64", None])},
+        ]
+    )
+    policy = {"headkv_policy": chance.choice(list(POLICIES))}
+    return budget | policy if chance.random() < 0.5 else budget

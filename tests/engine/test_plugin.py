@@ -164,7 +164,7 @@ def test_with_our_backend_blocks_are_small_and_the_scheduler_is_ours(model):
     config = engine_config(model, {}, block_size=None)
     assert config.cache_config.block_size == 32
     assert config.scheduler_config.get_scheduler_cls() is HeadKVScheduler
-    assert config.additional_config["headkv_scores"] == [[1.0, 1.0], [1.0, 1.0]]
+    assert config.additional_config["headkv_scores"]["values"] == [[1.0, 1.0], [1.0, 1.0]]
 
 
 def test_our_spec_has_our_manager():

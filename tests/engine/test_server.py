@@ -41,7 +41,7 @@ def server() -> Iterator[Server]:
 
 
 @cache
-def samples(task: Task = "single", n: int = 12) -> list[Sample]:
+def samples(task: Task = "multi-key", n: int = 12) -> list[Sample]:
     return list(generate_samples(task, NUM_TOKENS, n, seed=3))
 
 
@@ -60,7 +60,7 @@ def part_right(asked: list[Sample], texts: list[str]) -> float:
     return sum(g.questions_right for g in grades) / sum(g.questions for g in grades)
 
 
-@pytest.mark.parametrize("task", ["single", "multi-query"])
+@pytest.mark.parametrize("task", ["multi-key", "multi-query"])
 def test_answers_from_an_eighth_of_the_prompt(server: Server, task: Task) -> None:
     asked = samples(task)
     assert part_right(asked, [answer(server, sample.prompt) for sample in asked]) >= 0.9

@@ -105,7 +105,7 @@ class VerboseServer(Server):
 
 def test_the_backend_alone_is_enough() -> None:
     """Budget 1,024 and block size 32 are the defaults, and the scores are found."""
-    (sample,) = generate_samples("single", 1200, 1, seed=5)
+    (sample,) = generate_samples("multi-key", 1200, 1, seed=5)
     with VerboseServer(checkpoint_path(), *HEADKV) as server:
         completion = server.client.completions.create(
             model=server.model, prompt=sample.prompt, temperature=0, max_tokens=32

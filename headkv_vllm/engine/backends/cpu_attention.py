@@ -75,8 +75,9 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
         write(kv_cache, key[:num_tokens], value[:num_tokens], batch.slot_mapping, isa)
         if batch.whole is not None:
             self._attend_whole(query, kv_cache, batch.whole, attn_metadata.whole_schedule, output)
-        for compression in batch.compressions:
-            self._compress(query, kv_cache, flat_cache, compression, layer_index, attn_metadata)
+        for index, compression in enumerate(batch.compressions):
+            with attn_metadata.clock.measuring(index):
+                self._compress(query, kv_cache, flat_cache, compression, layer_index, attn_metadata)
         if batch.by_head is not None:
             schedule = attn_metadata.head_schedules[layer_index]
             self._attend_by_head(query, flat_cache, batch.by_head, layer_index, schedule, output)
@@ -180,7 +181,7 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
         """How much each KV head wants each position: [num_kv_heads, num_candidates]."""
         settings, isa = attn_metadata.settings, attn_metadata.isa
         num_candidates = compression.num_candidates
-        if attn_metadata.policy.positions == "recency":
+        if compression.policy.positions == "recency":
             return recency(num_candidates, settings.sink).expand(self.num_kv_heads, -1)
         window = query[compression.window_start :][: settings.window]
         keys = gather_keys(kv_cache, compression.blocks, isa)[..., : compression.num_prompt_tokens]
@@ -203,7 +204,7 @@ def _deal_out(
 ) -> torch.Tensor:
     """n[layer_index], [num_kv_heads], decided here under an adaptive policy."""
     num_head_blocks = compression.num_head_blocks[layer_index]
-    if attn_metadata.live is None:
+    if not compression.policy.adaptive:
         return num_head_blocks
     total = int(num_head_blocks.sum())
     bounds = Bounds(attn_metadata.settings.min_blocks, compression.num_candidates // block_size)

@@ -14,12 +14,12 @@ from vllm.v1.kv_cache_interface import AttentionSpec
 from headkv_vllm.batch import Batch, BatchPlanner, HeadTokens, WholeTokens
 from headkv_vllm.budgets.cache import AllotmentCache
 from headkv_vllm.budgets.live import LiveAllotments
-from headkv_vllm.budgets.policy import Policy
-from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.backends.cpu_cache import PACKINGS
+from headkv_vllm.engine.compaction_clock import CompactionClock
 from headkv_vllm.engine.settings import read_settings
 from headkv_vllm.engine.worker_heads import worker_scores
+from headkv_vllm.engine.worker_table import worker_table
 from headkv_vllm.errors import UnsupportedError
 
 
@@ -28,15 +28,16 @@ class HeadKVCpuMetadata:
     """One step, and the kernels' work schedules for it.
 
     layers: index of each layer by name. head_schedules: one per layer.
-    live: where each layer records what a prompt has decided, under an adaptive policy.
+    live: where each layer records what a prompt has decided, under adaptive policies.
+    clock: where each layer says how long it took to compress a prompt.
     """
 
     batch: Batch
     layers: dict[str, int]
     isa: str
     settings: Settings
-    policy: Policy
-    live: LiveAllotments | None
+    live: LiveAllotments
+    clock: CompactionClock
     whole_schedule: torch.Tensor | None
     head_schedules: tuple[torch.Tensor, ...]
 
@@ -66,10 +67,11 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
             )
         scores = worker_scores(vllm_config, layer_names, kv_cache_spec.num_kv_heads)
         self._layers = {name: index for index, name in enumerate(layer_names)}
-        self._policy = POLICIES[self._settings.policy]
-        self._live = LiveAllotments(*scores.shape) if self._policy.adaptive else None
+        self._live = LiveAllotments(*scores.shape)
+        self._allotments = AllotmentCache(scores, self._settings)
+        self._table = worker_table(vllm_config)
         self._planner = BatchPlanner(
-            AllotmentCache(scores, self._settings),
+            self._allotments,
             len(layer_names),
             kv_cache_spec.num_kv_heads,
             kv_cache_spec.block_size,
@@ -89,16 +91,18 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
             common_attn_metadata.query_start_loc,
             common_attn_metadata.seq_lens,
         )
-        if self._live is not None:
-            for compression in batch.compressions:
+        for compression in batch.compressions:
+            if compression.policy.adaptive:
                 self._live.begin(compression.compressed_blocks)
+        cache = self._allotments
+        self._table.write_plan_cache(cache.hits, cache.misses, len(cache))
         return HeadKVCpuMetadata(
             batch,
             self._layers,
             self._isa,
             self._settings,
-            self._policy,
             self._live,
+            CompactionClock(len(batch.compressions), len(self._layers), self._table),
             self._whole_schedule(batch.whole),
             self._head_schedules(batch.by_head),
         )

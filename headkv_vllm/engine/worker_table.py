@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers that an engine's first worker counts, where the engine's scheduler can read them.
+
+vLLM has no free channel from worker to scheduler, so they share a few kilobytes of memory: the
+worker makes a file, and the scheduler maps it too and removes its name at once. What a worker
+writes before it hands in a step's results is there when the scheduler takes these up.
+"""
+
+import mmap
+import os
+import stat
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Self
+
+from vllm.config import VllmConfig
+from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
+
+from headkv_vllm.engine.logger import logger
+
+MAGIC = int.from_bytes(b"headkv 1")
+CAPACITY = 1024
+"""Compactions whose times are kept. A step completes fewer prompts, and each step is read."""
+
+_MAGIC, _HITS, _MISSES, _SIZE, _NUM_COMPACTIONS, _FIRST_TIME = range(6)
+NUM_BYTES = 8 * (_FIRST_TIME + CAPACITY)
+
+
+def table_path(vllm_config: VllmConfig) -> Path:
+    """Where the worker and the scheduler of one engine meet, and nobody else does.
+
+    vLLM names each of its instances; a name of our own in `additional_config` would count as
+    another configuration, and vLLM would compile the model anew at each start.
+    """
+    rank = vllm_config.parallel_config.data_parallel_index
+    return Path(tempfile.gettempdir()) / f"headkv-{vllm_config.instance_id}-{rank}"
+
+
+def worker_table(vllm_config: VllmConfig) -> "WorkerTable":
+    """The table that this worker writes to; nobody reads it unless it is the engine's first."""
+    is_first = get_pp_group().is_first_rank and get_tensor_model_parallel_rank() == 0
+    return _written_table(table_path(vllm_config) if is_first else None)
+
+
+@cache
+def _written_table(path: Path | None) -> "WorkerTable":
+    # Kept, because a worker may build its attention twice: to profile, and to serve.
+    try:
+        return WorkerTable.create(path) if path else WorkerTable.private()
+    except OSError as error:
+        logger.info("HeadKV: no metrics from this worker: %s", error)
+        return WorkerTable.private()
+
+
+class WorkerTable:
+    """Signed 64-bit numbers in shared memory; one process writes them, another reads them.
+
+    Numbers are stored one by one and only ever grow (but for the plan cache's size), so a reader
+    that comes in between gets the rest the next time. Times are in microseconds.
+    """
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._numbers = memoryview(memory).cast("q")
+
+    @classmethod
+    def create(cls, path: Path) -> Self:
+        """Make the file at `path`, for this user alone. Raises OSError, also when it exists."""
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            os.ftruncate(file, NUM_BYTES)
+            table = cls(mmap.mmap(file, NUM_BYTES))
+        finally:
+            os.close(file)
+        table._numbers[_MAGIC] = MAGIC
+        return table
+
+    @classmethod
+    def private(cls) -> Self:
+        """One that no other process can read."""
+        return cls(mmap.mmap(-1, NUM_BYTES))
+
+    @classmethod
+    def open(cls, path: Path) -> Self | None:
+        """Read the table that a worker of this user made at `path`, and remove the name.
+
+        None when there is none, or anything else is there.
+        """
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            if not _is_ours(os.fstat(file)):
+                return None
+            path.unlink(missing_ok=True)
+            table = cls(mmap.mmap(file, NUM_BYTES, access=mmap.ACCESS_READ))
+        finally:
+            os.close(file)
+        return table if table._numbers[_MAGIC] == MAGIC else None
+
+    def write_plan_cache(self, hits: int, misses: int, size: int) -> None:
+        """hits, misses: since the worker began."""
+        self._numbers[_HITS], self._numbers[_MISSES], self._numbers[_SIZE] = hits, misses, size
+
+    def add_compaction(self, seconds: float) -> None:
+        """One more prompt was compressed."""
+        done = self._numbers[_NUM_COMPACTIONS]
+        self._numbers[_FIRST_TIME + done % CAPACITY] = round(seconds * 1e6)
+        self._numbers[_NUM_COMPACTIONS] = done + 1
+
+    @property
+    def plan_cache_hits(self) -> int:
+        return self._numbers[_HITS]
+
+    @property
+    def plan_cache_misses(self) -> int:
+        return self._numbers[_MISSES]
+
+    @property
+    def plan_cache_size(self) -> int:
+        return self._numbers[_SIZE]
+
+    @property
+    def num_compactions(self) -> int:
+        return self._numbers[_NUM_COMPACTIONS]
+
+    def compactions(self, start: int, end: int) -> list[int]:
+        """The times of compactions `start` to `end`, in microseconds; the last CAPACITY of them."""
+        kept = range(max(start, end - CAPACITY), end)
+        return [self._numbers[_FIRST_TIME + index % CAPACITY] for index in kept]
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    is_private = stat.S_ISREG(status.st_mode) and status.st_mode & 0o077 == 0
+    return is_private and status.st_uid == os.geteuid() and status.st_size == NUM_BYTES
