@@ -10,6 +10,7 @@ from headkv_vllm.evaluation.cli import evaluate
 from headkv_vllm.needle.cli import needle_app
 from headkv_vllm.scores.cli import scores_app
 from headkv_vllm.scoring.cli import score
+from headkv_vllm.server.serve import PassedOn, serve
 
 app = typer.Typer(
     name="headkv",
@@ -18,6 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command(cls=PassedOn)(serve)
 app.command()(score)
 app.command()(plan)
 app.command(name="eval")(evaluate)

@@ -83,10 +83,19 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert not [name for name in names if "__pycache__" in name]
 
 
+def test_the_wheel_holds_the_dashboard(wheel: Path) -> None:
+    folder = "headkv_vllm/server/dashboard/"
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith(folder)}
+    assert held == {folder + path.name for path in (ROOT / folder).iterdir()}
+    assert folder + "index.html" in held
+
+
 def test_vllm_will_find_the_plugin(distribution: Distribution) -> None:
     points = {(point.group, point.name): point.value for point in distribution.entry_points}
     assert points["vllm.general_plugins", "headkv"] == "headkv_vllm.engine.plugin:register"
     assert points["vllm.platform_plugins", "headkv"] == "headkv_vllm.engine.plugin:platform"
+    routes = "headkv_vllm.server.endpoint:HeadKVEndpoint"
+    assert points["vllm.endpoint_plugins", "headkv"] == routes
     assert points["console_scripts", "headkv"] == "headkv_vllm.cli:app"
 
 

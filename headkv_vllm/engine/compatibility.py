@@ -133,6 +133,11 @@ RULES = (
         lambda config: _hf(config, "attention_chunk_size"),
         _FULL_ATTENTION,
     ),
+    Rule(
+        "dual chunk attention",
+        _if(lambda config: _hf(config, "dual_chunk_attention_config")),
+        _FULL_ATTENTION,
+    ),
     Rule("ALiBi", _if(lambda config: config.model_config.uses_alibi), _ANOTHER_BACKEND),
     Rule("attention sinks", _if(_uses_sinks), _ANOTHER_BACKEND),
     Rule("diffusion models", _if(lambda config: config.model_config.is_diffusion), _FULL_ATTENTION),

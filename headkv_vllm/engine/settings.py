@@ -15,6 +15,7 @@ from headkv_vllm.engine.logger import logger
 from headkv_vllm.errors import ScoreFileError, SettingsError, shown
 from headkv_vllm.scores.head_scores import HeadScores, needs_file, resolve, uniform_scores
 from headkv_vllm.scores.identity import ModelIdentity, identify, identify_checkpoint
+from headkv_vllm.scores.served import ServedScores
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 SETTINGS_KEY = "headkv"
@@ -36,12 +37,18 @@ def resolve_scores(vllm_config: VllmConfig, settings: Settings) -> None:
     if scores.warning:
         logger.warning("HeadKV: %s", scores.warning)
     logger.info("HeadKV: head scores: %s (%s)", scores.source, scores.path or "no file")
-    _additional_config(vllm_config)[SCORES_KEY] = scores.values.tolist()
+    served = ServedScores.of(scores)
+    _additional_config(vllm_config)[SCORES_KEY] = served.model_dump(mode="json")
 
 
 def read_scores(vllm_config: VllmConfig) -> npt.NDArray[np.float64]:
     """The resolved scores: [num_layers, num_kv_heads] of the whole model."""
-    return np.array(_additional_config(vllm_config)[SCORES_KEY], dtype=np.float64)
+    return np.array(served_scores(vllm_config).values, dtype=np.float64)
+
+
+def served_scores(vllm_config: VllmConfig) -> ServedScores:
+    """The resolved scores, with where they come from."""
+    return ServedScores.model_validate(_additional_config(vllm_config)[SCORES_KEY])
 
 
 def _find_scores(vllm_config: VllmConfig, settings: Settings) -> HeadScores:

@@ -2,10 +2,8 @@
 """The servers that are asked: started one after the other, or one that the user started."""
 
 import json
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Final
 
 from headkv_vllm.engine.names import FORCED_TOKENS_CLASS
@@ -34,9 +32,7 @@ def serving(
         yield request.url, served_model(request.url)
         return
     log_path = request.out / f"server-{str(server).replace(' ', '-')}.log"
-    with ExitStack() as stack:
-        with _signals_wait():
-            process = stack.enter_context(ServerProcess(serve_arguments(request, server), log_path))
+    with ServerProcess(serve_arguments(request, server), log_path) as process:
         try:
             process.wait_until_healthy(START_TIMEOUT, waiting)
         except ServerError as error:
@@ -47,26 +43,6 @@ def serving(
             if not process.is_running():
                 raise EvaluationError(f"the server ended; see {str(log_path)!r}: {error}") from None
             raise
-
-
-@contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Ctrl-C and SIGTERM act after the block: a server half started would be left behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, frame: caught.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if caught:
-        signal.raise_signal(caught[0])
 
 
 def serve_arguments(request: EvalRequest, server: Compression) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headkv_vllm.config import Settings
-from headkv_vllm.scores.file import check_fits, read_score_file
+from headkv_vllm.scores.file import ScoreFile, check_fits, read_score_file
 from headkv_vllm.scores.folding import fold_query_heads
 from headkv_vllm.scores.identity import ModelIdentity
 from headkv_vllm.scores.library import find_bundled
@@ -20,7 +20,7 @@ class HeadScores:
 
     values: [num_layers, num_kv_heads] of the whole model, read-only, not negative; only their
         ratios matter.
-    source: one line for people, without the path. path: the score file, if one was used.
+    source: one line for people, without the path. path, file: the score file, if one was used.
     uniform: every head has the same score.
     warning: one line that the caller logs, when the scores may not be what the user wants.
     """
@@ -28,6 +28,7 @@ class HeadScores:
     values: npt.NDArray[np.float64]
     source: str
     path: Path | None = None
+    file: ScoreFile | None = None
     uniform: bool = False
     warning: str | None = None
 
@@ -66,7 +67,7 @@ def load(path: Path, settings: Settings, identity: ModelIdentity) -> HeadScores:
     scaled = file.values / file.values.max()
     values = fold_query_heads(scaled, identity.num_kv_heads, settings.gqa_fold)
     source = f"{file.method} scores of {file.model.name}, {path.name}"
-    return HeadScores(values, source, path, uniform=bool((values == values[0, 0]).all()))
+    return HeadScores(values, source, path, file, uniform=bool((values == values[0, 0]).all()))
 
 
 def uniform_scores(identity: ModelIdentity, source: str, warning: str | None = None) -> HeadScores:

@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,8 +29,10 @@ class ServerError(HeadKVError):
 class ServerProcess:
     """Runs `vllm serve MODEL ...` on a free local port; what it prints goes to `log_path`.
 
-    Use it as a context manager: the server is stopped at the end, whatever happens.
+    A context manager: the server starts with the block and is stopped at its end, whatever happens.
     """
+
+    command: Sequence[str] = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
 
     def __init__(
         self,
@@ -38,15 +42,9 @@ class ServerProcess:
     ) -> None:
         self.port = _free_port()
         self.log_path = log_path
-        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *arguments]
-        with log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                [*command, "--host", HOST, "--port", str(self.port)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {})},
-                start_new_session=True,
-            )
+        self._arguments = [*self.command, *arguments, "--host", HOST, "--port", str(self.port)]
+        self._environment = {**os.environ, **(environment or {})}
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -54,7 +52,7 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._started.pid
 
     def log(self) -> str:
         """What the server has printed so far."""
@@ -70,8 +68,8 @@ class ServerProcess:
         start = time.monotonic()
         while not self._is_healthy():
             elapsed = time.monotonic() - start
-            if self._process.poll() is not None:
-                raise ServerError(self._with_log(f"exit code {self._process.returncode}"))
+            if not self.is_running():
+                raise ServerError(self._with_log(f"exit code {self._started.returncode}"))
             if elapsed > timeout:
                 raise ServerError(self._with_log(f"no answer within {timeout:.0f} s"))
             waiting(elapsed)
@@ -79,16 +77,16 @@ class ServerProcess:
 
     def stop(self) -> int:
         """End the server, by force if it does not listen; returns its exit code."""
-        self._process.terminate()
+        self._started.terminate()
         try:
-            return self._process.wait(STOP_TIMEOUT)
+            return self._started.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             os.killpg(self.pid, signal.SIGKILL)
-            return self._process.wait()
+            return self._started.wait()
 
     def is_running(self) -> bool:
         """Whether the server's first process is alive."""
-        return self._process.poll() is None
+        return self._started.poll() is None
 
     def has_processes(self) -> bool:
         """Whether the server's first process, or any that it has started, is alive."""
@@ -99,6 +97,19 @@ class ServerProcess:
         return True
 
     def __enter__(self) -> Self:
+        try:
+            with _signals_wait(), self.log_path.open("wb") as log:
+                self._process = subprocess.Popen(
+                    self._arguments,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment,
+                    start_new_session=True,
+                )
+        except BaseException:
+            if self._process is not None:
+                self.stop()
+            raise
         return self
 
     def __exit__(
@@ -109,6 +120,11 @@ class ServerProcess:
     ) -> None:
         self.stop()
 
+    @property
+    def _started(self) -> "subprocess.Popen[bytes]":
+        assert self._process is not None, "the server starts with the block"
+        return self._process
+
     def _is_healthy(self) -> bool:
         try:
             return httpx.get(f"{self.url}/health", timeout=2).is_success
@@ -118,6 +134,26 @@ class ServerProcess:
     def _with_log(self, reason: str) -> str:
         last_lines = self.log().strip().splitlines()[-5:]
         return f"the server did not start ({reason}); its log ends with: " + " | ".join(last_lines)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM act after the block: a server half started would be left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is told of signals
+        return
+    caught: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if caught:
+        signal.raise_signal(caught[0])
 
 
 def _free_port() -> int:

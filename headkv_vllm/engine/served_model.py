@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one of vLLM's API servers knows of the model that it serves."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import Any
+
+import vllm
+from prometheus_client import CollectorRegistry
+from vllm.config import VllmConfig
+from vllm.engine.protocol import EngineClient
+from vllm.exceptions import VLLMValidationError
+from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+from headkv_vllm.config import Settings
+from headkv_vllm.engine.platform import is_selected
+from headkv_vllm.engine.settings import read_settings, served_scores
+from headkv_vllm.errors import SettingsError
+from headkv_vllm.scores.served import ServedScores
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that is served with our backend.
+
+    names: by which requests ask for it. bytes_per_element: of a key, and of a value.
+    num_blocks: vLLM blocks of all engines behind this server; None where it was not told.
+    """
+
+    names: tuple[str, ...]
+    vllm_version: str
+    settings: Settings
+    scores: ServedScores
+    head_size: int
+    bytes_per_element: int
+    block_size: int
+    num_blocks: int | None
+    max_model_len: int
+    tensor_parallel_size: int
+    renderer: Any
+
+    async def count_tokens(self, text: str) -> int:
+        """The length of `text` as a prompt of /v1/completions, special tokens included.
+
+        Raises SettingsError when it is more than `max_model_len` tokens.
+        """
+        prompt: Any = {"prompt": text}
+        try:
+            tokens = await self.renderer.tokenize_prompt_async(
+                prompt, self.renderer.default_cmpl_tok_params
+            )
+        except VLLMValidationError as error:
+            raise SettingsError(f"text cannot be a prompt here: {error.args[0]}") from None
+        return len(tokens["prompt_token_ids"])
+
+
+def served_model(engine_client: EngineClient, arguments: Namespace) -> ServedModel | None:
+    """The model behind `engine_client`; None when it is served with another backend.
+
+    arguments: those of `vllm serve`.
+    """
+    vllm_config: VllmConfig = engine_client.vllm_config
+    if not is_selected(vllm_config):
+        return None
+    model_config, cache_config = vllm_config.model_config, vllm_config.cache_config
+    return ServedModel(
+        names=tuple(arguments.served_model_name or [arguments.model]),
+        vllm_version=vllm.__version__,
+        settings=read_settings(vllm_config),
+        scores=served_scores(vllm_config),
+        head_size=model_config.get_head_size(),
+        bytes_per_element=model_config.dtype.itemsize,
+        block_size=cache_config.block_size,
+        num_blocks=cache_config.num_gpu_blocks,
+        max_model_len=model_config.max_model_len,
+        tensor_parallel_size=vllm_config.parallel_config.tensor_parallel_size,
+        renderer=engine_client.renderer,
+    )
+
+
+def metrics_registry() -> CollectorRegistry:
+    """What /metrics shows, of all API servers where there are several."""
+    return get_prometheus_registry()

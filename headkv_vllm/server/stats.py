@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What compression does now and has done since the server started, read off its own metrics."""
+
+import time
+from collections.abc import Iterable
+from http import HTTPStatus
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.samples import Sample
+from pydantic import BaseModel, Field
+
+from headkv_vllm import metrics
+from headkv_vllm.server.refusal import Refusal
+
+
+class Compaction(BaseModel):
+    """prompts: those compressed. seconds: what choosing and copying took for them together."""
+
+    prompts: int
+    seconds: float
+
+
+class PlanCache(BaseModel):
+    """Head budgets that a worker had at hand (hits), had to work out (misses), and holds (size)."""
+
+    hits: int
+    misses: int
+    size: int
+
+
+class Stats(BaseModel):
+    """The `headkv:` metrics of /metrics, summed over engines; requests in vLLM's queues beside.
+
+    time: of the reading, in seconds since 1970. Counts of tokens, requests and freed blocks are
+    since the server started; blocks, head blocks and live requests are now's.
+    """
+
+    time: float
+    compressed_requests: int
+    skipped_requests: dict[str, int] = Field(description="by reason")
+    prompt_tokens: int
+    kept_tokens: int
+    freed_blocks: int
+    compaction: Compaction
+    live_compressed_requests: int
+    head_blocks_in_use: int
+    blocks_in_use: int
+    stock_blocks: int = Field(description="what the same requests would hold in stock vLLM")
+    plan_cache: PlanCache
+    running_requests: int
+    waiting_requests: int
+
+
+def read_stats(registry: CollectorRegistry) -> Stats:
+    """What `registry` says now. Raises Refusal when the server keeps no statistics."""
+    samples = [sample for family in registry.collect() for sample in family.samples]
+    if not any(sample.name.startswith(metrics.PREFIX) for sample in samples):
+        raise Refusal(
+            HTTPStatus.NOT_FOUND, "there are no statistics: was --disable-log-stats given?"
+        )
+    return _stats(samples)
+
+
+def _stats(samples: Iterable[Sample]) -> Stats:
+    total: dict[str, float] = {}
+    skipped: dict[str, int] = {}
+    for sample in samples:
+        total[sample.name] = total.get(sample.name, 0) + sample.value
+        if sample.name == metrics.SKIPPED_REQUESTS.name:
+            reason = sample.labels["reason"]
+            skipped[reason] = skipped.get(reason, 0) + int(sample.value)
+
+    def number(name: str) -> int:
+        return round(total.get(name, 0))
+
+    compaction = metrics.COMPACTION_SECONDS.name
+    return Stats(
+        time=time.time(),
+        compressed_requests=number(metrics.COMPRESSED_REQUESTS.name),
+        skipped_requests=skipped,
+        prompt_tokens=number(metrics.PROMPT_TOKENS.name),
+        kept_tokens=number(metrics.KEPT_TOKENS.name),
+        freed_blocks=number(metrics.FREED_BLOCKS.name),
+        compaction=Compaction(
+            prompts=number(f"{compaction}_count"), seconds=total.get(f"{compaction}_sum", 0)
+        ),
+        live_compressed_requests=number(metrics.LIVE_COMPRESSED_REQUESTS.name),
+        head_blocks_in_use=number(metrics.HEAD_BLOCKS_IN_USE.name),
+        blocks_in_use=number(metrics.BLOCKS_IN_USE.name),
+        stock_blocks=number(metrics.STOCK_BLOCKS.name),
+        plan_cache=PlanCache(
+            hits=number(metrics.PLAN_CACHE_HITS.name),
+            misses=number(metrics.PLAN_CACHE_MISSES.name),
+            size=number(metrics.PLAN_CACHE_SIZE.name),
+        ),
+        running_requests=number("vllm:num_requests_running"),
+        waiting_requests=number("vllm:num_requests_waiting"),
+    )
