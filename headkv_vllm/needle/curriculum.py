@@ -53,9 +53,7 @@ CURRICULUM = (
         min_asked=3,
         max_steps=400,
     ),
-    Stage(
-        (256, 512, 1024), 0.98, max_position=4096, restricted=0.5, min_asked=3, max_steps=300
-    ),
+    Stage((256, 512, 1024), 0.98, max_position=4096, restricted=0.5, min_asked=3, max_steps=300),
 )
 COOL_DOWN = Stage(
     (128, 256, 512, 1024, 2048),
