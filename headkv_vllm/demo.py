@@ -28,6 +28,8 @@ SEED = 11
 MAX_TOKENS = 48
 START_TIMEOUT = 150.0
 BLOCK_SIZE = 16
+KEPT_RATIO = 0.125
+"""Each request asks for this part of its prompt to be kept."""
 HELD = re.compile(r"HeadKV: request (\S+) compressed .*it held (\d+) blocks, and now holds (\d+)")
 
 
@@ -94,7 +96,11 @@ def _ask_all(server: ServerProcess) -> Iterator[Exchange]:
 
 def _ask(client: OpenAI, server: ServerProcess, sample: Sample) -> Exchange:
     completion = client.completions.create(
-        model="needle", prompt=sample.prompt, max_tokens=MAX_TOKENS, temperature=0
+        model="needle",
+        prompt=sample.prompt,
+        max_tokens=MAX_TOKENS,
+        temperature=0,
+        extra_body={"vllm_xargs": {"headkv_ratio": KEPT_RATIO}},
     )
     before, after = _blocks_held(server.log(), completion.id)
     stock = -(-sample.num_tokens // BLOCK_SIZE)
@@ -109,7 +115,7 @@ def _blocks_held(log: str, completion_id: str) -> tuple[int, int]:
 
 
 def _table(exchanges: list[Exchange]) -> Table:
-    table = Table(title="Questions about a long prompt, answered from a small part of its KV cache")
+    table = Table(title="Questions about a long prompt, answered from an eighth of its KV cache")
     columns = ("task", "prompt tokens", "question", "expected answer", "given answer", "right")
     for column in columns:
         table.add_column(column, overflow="fold")

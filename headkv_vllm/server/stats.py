@@ -52,11 +52,11 @@ class Stats(BaseModel):
 
 
 def read_stats(registry: CollectorRegistry) -> Stats:
-    """What `registry` says now. Raises Refusal when the server keeps no statistics."""
+    """What `registry` says now. Raises Refusal when the server keeps none of ours."""
     samples = [sample for family in registry.collect() for sample in family.samples]
     if not any(sample.name.startswith(metrics.PREFIX) for sample in samples):
         raise Refusal(
-            HTTPStatus.NOT_FOUND, "there are no statistics: was --disable-log-stats given?"
+            HTTPStatus.NOT_FOUND, "there are no statistics: the stat logger was not loaded"
         )
     return _stats(samples)
 

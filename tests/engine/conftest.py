@@ -21,7 +21,7 @@ COMMON: dict[str, Any] = {
 
 
 class Engines:
-    """Starts engines on demand and keeps them until the session ends."""
+    """Starts engines on demand and keeps them until this folder's tests have ended."""
 
     def __init__(self) -> None:
         self._running: dict[str, EngineProcess] = {}
@@ -52,8 +52,9 @@ class Engines:
         return self._running[key]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engines() -> Iterator[Engines]:
+    # Ended with this folder's tests: together they hold most of a machine's memory.
     running = Engines()
     yield running
     running.stop()

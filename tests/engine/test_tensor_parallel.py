@@ -41,7 +41,7 @@ def _dealt_out_here(worker: Any) -> list[tuple[int, list[list[int]]]]:
     ((group,),) = worker.model_runner.attn_groups
     allotments = group.get_metadata_builder()._planner._allotments
     allotments.check_integrity()
-    return [(k, dealt.tolist()) for (k, _), dealt in allotments._kept.items()]
+    return [(k, dealt.tolist()) for (_, k, _), dealt in allotments._kept.items()]
 
 
 def part_right(engine: EngineProcess) -> float:
