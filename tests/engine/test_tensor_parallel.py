@@ -13,7 +13,7 @@ from tests.engine import inside
 from tests.engine.conftest import COMMON, Engines
 from tests.engine.engine_process import EngineProcess
 
-SETTINGS = {"budget": 128}
+BUDGET = 128
 
 
 @pytest.mark.parametrize(
@@ -59,27 +59,30 @@ def texts(llm: Any, prompts: list[str], max_tokens: int) -> list[str]:
 @pytest.mark.engine
 @pytest.mark.timeout(600)
 def test_two_ranks_answer_from_their_own_head_blocks(engines: Engines) -> None:
-    one = engines.headkv(SETTINGS)
+    one = engines.headkv({"budget": BUDGET})
     two = EngineProcess(
         {"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
         **{"model": str(checkpoint_path()), **COMMON},
         attention_backend="HEADKV",
-        additional_config={"headkv": SETTINGS},
+        additional_config={"headkv": {"budget": 2 * BUDGET}},
         tensor_parallel_size=2,
     )
     try:
         assert part_right(one) >= 0.9
-        # A rank has only its own head blocks to deal out, half of them here, so its retrieval
-        # heads get fewer than in one process. With equal budgets a third would be right.
-        assert part_right(two) >= 0.8
+        # A rank has only its own head blocks to deal out, half of them here. The model retrieves
+        # with one head, which gets with twice the budget what it has in one process.
+        assert part_right(two) >= 0.9
         (whole,) = one.call(dealt_out)
         first, second = two.call(dealt_out)
     finally:
         two.stop()
-    num_compressed_blocks = (128 - 8) // 16
-    for rank, num_kv_heads in ((whole, 4), (first, 2), (second, 2)):
+    for rank, num_kv_heads, budget in (
+        (whole, 4, BUDGET),
+        (first, 2, 2 * BUDGET),
+        (second, 2, 2 * BUDGET),
+    ):
         ((k, dealt),) = rank
-        assert k == num_compressed_blocks
+        assert k == (budget - 8) // 16
         assert [len(layer) for layer in dealt] == [num_kv_heads] * 4
         assert sum(map(sum, dealt)) == k * 4 * num_kv_heads
     assert first != second
