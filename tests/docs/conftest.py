@@ -13,7 +13,7 @@ from tests.docs.serving import GuideServer, environment
 START_TIMEOUT = 480
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
     """A folder for each page, with what a clone has for its commands."""
     made = {page: tmp_path_factory.mktemp(page.stem) for page in PAGES}
@@ -22,7 +22,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
     return made
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def server(folders: dict[Path, Path]) -> Iterator[GuideServer]:
     """The server of the block that starts one, of which there is one on all pages."""
     (block,) = (block for block in all_blocks() if block.mark == "test: the server")

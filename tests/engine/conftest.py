@@ -21,7 +21,7 @@ COMMON: dict[str, Any] = {
 
 
 class Engines:
-    """Starts engines on demand and keeps them until this folder's tests have ended."""
+    """Starts engines on demand and keeps them until the session ends."""
 
     def __init__(self) -> None:
         self._running: dict[str, EngineProcess] = {}
@@ -52,9 +52,8 @@ class Engines:
         return self._running[key]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def engines() -> Iterator[Engines]:
-    # Ended with this folder's tests: together they hold most of a machine's memory.
     running = Engines()
     yield running
     running.stop()

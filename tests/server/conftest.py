@@ -8,7 +8,7 @@ import pytest
 from tests.server.guarded_server import GuardedServer
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def guarded_server() -> Iterator[GuardedServer]:
     with GuardedServer() as running:
         yield running
