@@ -16,8 +16,13 @@ from p_0, p_1, ... like that of any request, and K = 0 says that it never will b
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+
+IntArray = npt.NDArray[np.integer[Any]]
 
 HEADER_SIZE = 3
 """Entries of a row before its first block: T, K and the policy."""
@@ -49,25 +54,20 @@ class BlockRow:
         return [*header, *self.compressed_blocks, *self.blocks]
 
 
-def num_prompt_tokens(block_table: torch.Tensor) -> torch.Tensor:
-    """T of each row of `block_table`, [num_reqs, width]: [num_reqs]."""
-    return block_table[:, 0]
+def num_prompt_tokens(rows: IntArray) -> IntArray:
+    """T of each of `rows`, [num_reqs, width]: [num_reqs]."""
+    return rows[:, 0]
 
 
-def num_compressed_blocks(block_table: torch.Tensor) -> torch.Tensor:
-    """K of each row of `block_table`, [num_reqs, width]: [num_reqs]."""
-    return block_table[:, 1]
+def num_compressed_blocks(rows: IntArray) -> IntArray:
+    """K of each of `rows`, [num_reqs, width]: [num_reqs]."""
+    return rows[:, 1]
 
 
-def headers(block_table: torch.Tensor) -> list[list[int]]:
-    """T, K and the policy of each row of `block_table`, [num_reqs, width]."""
-    found: list[list[int]] = block_table[:, :HEADER_SIZE].tolist()
-    return found
-
-
-def compressed_blocks(row: torch.Tensor) -> torch.Tensor:
+def compressed_blocks(row: IntArray) -> IntArray:
     """c_0 .. c_{K-1} of one row, [width]: [K]."""
-    return row[HEADER_SIZE : HEADER_SIZE + int(row[1])]
+    blocks: IntArray = row[HEADER_SIZE : HEADER_SIZE + row[1]]
+    return blocks
 
 
 def num_row_entries(num_compressed: int, num_blocks: int) -> int:
@@ -76,36 +76,31 @@ def num_row_entries(num_compressed: int, num_blocks: int) -> int:
 
 
 def slot_mapping(
-    block_table: torch.Tensor,
-    request_indices: torch.Tensor,
-    positions: torch.Tensor,
-    block_size: int,
-) -> torch.Tensor:
+    rows: IntArray, request_indices: IntArray, positions: IntArray, block_size: int
+) -> IntArray:
     """Where the key and value of each token are written.
 
-    block_table: [num_reqs, width] int32, one row per request.
-    request_indices: [num_tokens] int64, the row of each token's request.
-    positions: [num_tokens] int64, each token's position in its request.
+    rows: [num_reqs, width], one per request.
+    request_indices: [num_tokens], the row of each token's request.
+    positions: [num_tokens], each token's position in its request.
     Returns [num_tokens] int64: slots as vLLM counts them, block * block_size + offset.
     """
-    first = HEADER_SIZE + num_compressed_blocks(block_table)
-    columns = first[request_indices] + positions // block_size
-    blocks = block_table[request_indices, columns]
-    return blocks.long() * block_size + positions % block_size
+    index, offsets = np.divmod(positions, block_size)
+    first = HEADER_SIZE + num_compressed_blocks(rows)
+    blocks = rows[request_indices, first[request_indices] + index].astype(np.int64)
+    slots: IntArray = blocks * block_size + offsets
+    return slots
 
 
 def slot_mapping_plain(
-    block_table: torch.Tensor,
-    request_indices: torch.Tensor,
-    positions: torch.Tensor,
-    block_size: int,
-) -> torch.Tensor:
+    rows: IntArray, request_indices: IntArray, positions: IntArray, block_size: int
+) -> IntArray:
     """Plain twin of `slot_mapping`."""
     slots = []
     for request, position in zip(request_indices.tolist(), positions.tolist(), strict=True):
-        blocks = BlockRow.parse(block_table[request].tolist()).blocks
+        blocks = BlockRow.parse(rows[request].tolist()).blocks
         slots.append(blocks[position // block_size] * block_size + position % block_size)
-    return torch.tensor(slots, dtype=torch.int64)
+    return np.array(slots, dtype=np.int64)
 
 
 def token_block_table(block_table: torch.Tensor, num_blocks: int) -> torch.Tensor:
@@ -114,7 +109,7 @@ def token_block_table(block_table: torch.Tensor, num_blocks: int) -> torch.Tenso
     block_table: [num_reqs, width] int32. Returns [num_reqs, num_blocks] int32. Entries past a
     row's own length are of no meaning, as in any block table.
     """
-    first = HEADER_SIZE + num_compressed_blocks(block_table).long()
+    first = HEADER_SIZE + block_table[:, 1].long()
     columns = first[:, None] + torch.arange(num_blocks)
     return block_table.gather(1, columns.clamp_(max=block_table.shape[1] - 1))
 
@@ -168,7 +163,7 @@ def head_block_tables(
     index = torch.arange(int(lengths.max()))
     head_block = first + index
     is_kept = index < kept
-    first_tail = num_compressed_blocks(block_table) + num_full_blocks
+    first_tail = block_table[:, 1] + num_full_blocks
     tail_column = first_tail[:, None, None] + index - kept
     column = HEADER_SIZE + torch.where(is_kept, head_block // heads_per_block, tail_column)
     column.clamp_(max=block_table.shape[1] - 1)

@@ -6,6 +6,7 @@ queries of the prompt's last `window` tokens vote on all earlier positions. Head
 *how many* positions a head keeps.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -21,7 +22,8 @@ Reduction = Literal["mean", "max"]
 
 def window_attention(
     query: torch.Tensor,
-    key: torch.Tensor,
+    keys: Iterable[torch.Tensor],
+    num_tokens: int,
     scale: float,
     logits_soft_cap: float = 0.0,
     reduction: Reduction = "mean",
@@ -29,36 +31,37 @@ def window_attention(
     """The attention that the window pays to every position, reduced per KV head.
 
     query: [window, num_heads, head_size], of the prompt's last `window` tokens.
-    key: [num_kv_heads, head_size, num_tokens], of the whole prompt, the window included.
+    keys: of the whole prompt, the window included, in pieces of [num_kv_heads, head_size, n], so
+        that a prompt's keys need never be in one place; what follows num_tokens is left out.
     scale: of the attention layer; logits_soft_cap: of the attention layer, 0 for none.
     Returns [num_kv_heads, num_tokens] float32: the softmax over all keys, causal inside the
     window, and of it the mean or the maximum over the window's queries and the query heads of
     each KV head, all of them at once.
     """
-    window, num_heads, head_size = query.shape
-    num_kv_heads, _, num_tokens = key.shape
-    grouped = query.view(window, num_kv_heads, num_heads // num_kv_heads, head_size)
-    grouped = grouped.permute(1, 2, 0, 3).reshape(num_kv_heads, -1, head_size)
-    logits = torch.bmm(grouped.float(), key.float()).mul_(scale)
+    window = len(query)
+    logits = _logits(query, keys, num_tokens, scale)
     if logits_soft_cap > 0:
         logits = logits.div_(logits_soft_cap).tanh_().mul_(logits_soft_cap)
-    logits = logits.view(num_kv_heads, -1, window, num_tokens)
-    future = torch.ones(window, window, dtype=torch.bool, device=key.device).triu_(1)
-    logits[..., num_tokens - window :].masked_fill_(future, float("-inf"))
+    future = torch.ones(window, window, dtype=torch.bool, device=query.device).triu_(1)
+    logits[..., num_tokens - window :].unflatten(1, (-1, window)).masked_fill_(
+        future, float("-inf")
+    )
     attention = logits.softmax(-1)
-    return attention.mean((1, 2)) if reduction == "mean" else attention.amax((1, 2))
+    return attention.mean(1) if reduction == "mean" else attention.amax(1)
 
 
 def window_attention_plain(
     query: torch.Tensor,
-    key: torch.Tensor,
+    keys: Iterable[torch.Tensor],
+    num_tokens: int,
     scale: float,
     logits_soft_cap: float = 0.0,
     reduction: Reduction = "mean",
 ) -> torch.Tensor:
     """Plain twin of `window_attention`."""
+    key = torch.cat(list(keys), -1)
     window, num_heads, _ = query.shape
-    num_kv_heads, _, num_tokens = key.shape
+    num_kv_heads = len(key)
     total = torch.zeros(num_kv_heads, num_tokens)
     most = torch.zeros(num_kv_heads, num_tokens)
     for head in range(num_heads):
@@ -72,6 +75,24 @@ def window_attention_plain(
             total[kv_head] += attention
             most[kv_head] = torch.maximum(most[kv_head], attention)
     return most if reduction == "max" else total / (window * num_heads // num_kv_heads)
+
+
+def _logits(
+    query: torch.Tensor, keys: Iterable[torch.Tensor], num_tokens: int, scale: float
+) -> torch.Tensor:
+    """[num_kv_heads, G * window, num_tokens] float32, of G query heads for each KV head."""
+    logits, start = None, 0
+    for key in keys:
+        if logits is None:
+            num_kv_heads = len(key)
+            grouped = query.float().mul(scale).unflatten(1, (num_kv_heads, -1))
+            grouped = grouped.permute(1, 2, 0, 3).reshape(num_kv_heads, -1, query.shape[2])
+            logits = torch.empty(*grouped.shape[:2], num_tokens, device=query.device)
+        end = min(start + key.shape[-1], num_tokens)
+        logits[..., start:end] = torch.bmm(grouped, key[..., : end - start].float())
+        start = end
+    assert logits is not None and start == num_tokens
+    return logits
 
 
 def pool(attention: torch.Tensor, settings: Settings) -> torch.Tensor:
@@ -161,14 +182,15 @@ def top_positions(
     Returns (heads, positions), both [sum(num_kept)] int64: head by head, positions ascending.
     Of positions with the same attention, as max-pooling makes them, the earlier ones are kept.
     """
-    most = int(num_kept.max())
-    # Not topk: which of equal values it takes is nowhere defined.
-    best = attention.sort(dim=1, descending=True, stable=True).indices[:, :most]
-    rank = torch.arange(most, device=attention.device)
-    unused = attention.shape[1]
-    kept = best.masked_fill(rank >= num_kept[:, None], unused).sort(dim=1).values
-    heads, ranks = torch.nonzero(kept < unused, as_tuple=True)
-    return heads, kept[heads, ranks]
+    attention = attention.nan_to_num(0.0)  # so that a broken model's scores can be compared too
+    best = attention.topk(int(num_kept.max()), dim=1).values
+    lowest = best.gather(1, (num_kept[:, None] - 1).clamp(min=0).long())
+    # Which of equal values topk takes is nowhere defined, so it only says what the least is.
+    above, equal = attention > lowest, attention == lowest
+    num_left = num_kept[:, None] - above.sum(1, keepdim=True)
+    kept = above | (equal & (equal.cumsum(1) <= num_left))
+    heads, positions = kept.nonzero(as_tuple=True)
+    return heads, positions
 
 
 def top_positions_plain(

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from headkv_vllm.batch import BatchPlanner
+from headkv_vllm.batch_planner import BatchPlanner
 from headkv_vllm.block_row import BlockRow
 from headkv_vllm.budgets.cache import AllotmentCache
 from headkv_vllm.budgets.live import LiveAllotments
 from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.budgets.request import RequestBudget
 from headkv_vllm.config import Settings
+from headkv_vllm.row_allotments import RowAllotments
 
 STATIC = [name for name, policy in POLICIES.items() if not policy.adaptive]
 
@@ -81,8 +82,8 @@ class Step:
     def plan(self, live=None):
         """live: what the prompts of adaptive policies have decided."""
         live = live or LiveAllotments(*self.scores.shape)
-        sizes = (*self.scores.shape, self.block_size, self.window)
-        planner = BatchPlanner(self.allotments, *sizes, live)
+        read = RowAllotments(self.allotments, live, self.window, self.block_size)
+        planner = BatchPlanner(read, *self.scores.shape, self.block_size, self.window)
         return planner.plan(self.block_table, self.query_start_loc, self.seq_lens)
 
 

@@ -47,13 +47,21 @@ def random_query_key(shape, seed, dtype=torch.float32):
     st.sampled_from([torch.float32, torch.bfloat16]),
     st.sampled_from([0.0, 0.5, 30.0]),
     st.sampled_from(["mean", "max"]),
+    st.integers(1, 60),
+    st.integers(0, 3),
 )
-def test_window_attention_is_that_of_the_plain_twin(shape, seed, dtype, logits_soft_cap, reduction):
+def test_window_attention_is_that_of_the_plain_twin(
+    shape, seed, dtype, logits_soft_cap, reduction, piece, padding
+):
+    """Whatever the pieces, and however much follows the prompt in its last block."""
     query, key = random_query_key(shape, seed, dtype)
-    attention = window_attention(query, key, 0.3, logits_soft_cap, reduction)
-    expected = window_attention_plain(query, key, 0.3, logits_soft_cap, reduction)
+    num_tokens = key.shape[2]
+    key = torch.nn.functional.pad(key, (0, padding), value=99.0)
+    arguments = (key.split(piece, -1), num_tokens, 0.3, logits_soft_cap, reduction)
+    attention = window_attention(query, *arguments)
+    expected = window_attention_plain(query, *arguments)
     assert attention.dtype == torch.float32
-    assert attention.shape == (key.shape[0], key.shape[2])
+    assert attention.shape == (key.shape[0], num_tokens)
     torch.testing.assert_close(attention, expected, atol=1e-6, rtol=1e-5)
     if reduction == "mean":
         torch.testing.assert_close(attention.sum(1), torch.ones(key.shape[0]))
@@ -65,7 +73,7 @@ def test_a_query_of_the_window_sees_no_later_token():
     query[-1] = 0
     key[:, :, -1] = 1e3 * query[:3, 0].sum(0)
     # The last query alone sees the last key and, being zero, attends all ten tokens alike.
-    attention = window_attention(query, key, 1.0)
+    attention = window_attention(query, [key], 10, 1.0)
     torch.testing.assert_close(attention[0, -1], torch.tensor(0.1 / 4))
 
 
@@ -73,7 +81,7 @@ def test_the_maximum_is_over_all_queries_of_the_window_and_all_heads_of_the_grou
     """One query of one of the two heads looks at the first token, and it alone decides."""
     query, key = torch.zeros(3, 2, 4), torch.zeros(1, 4, 9)
     query[1, 1, 0], key[0, 0, 0] = 10.0, 10.0
-    attention = window_attention(query, key, 1.0, reduction="max")
+    attention = window_attention(query, [key], 9, 1.0, reduction="max")
     torch.testing.assert_close(attention[0, 0], torch.tensor(1.0))
     torch.testing.assert_close(attention[0, 1:7], torch.full((6,), 1 / 7))
 
@@ -191,6 +199,17 @@ def test_each_head_keeps_its_number_of_its_best_positions(given_):
         dropped = sorted(set(range(attention.shape[1])) - set(own))
         if own and dropped:
             assert attention[head, own].min() > attention[head, dropped].max()
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
+def test_scores_of_a_broken_model_still_fill_each_head(broken):
+    attention = torch.rand(3, 20)
+    attention[0], attention[1, ::2] = broken, broken
+    heads, positions = top_positions(attention, torch.tensor([8, 16, 4]))
+    assert heads.bincount().tolist() == [8, 16, 4]
+    assert all(
+        len(set(positions[heads == head].tolist())) == n for head, n in enumerate([8, 16, 4])
+    )
 
 
 def test_of_equal_positions_the_earlier_ones_are_kept():

@@ -24,6 +24,8 @@ class LiveAllotments:
     Nobody says when it ends. But the next such request that is given one of its blocks compresses
     before it reads, and `begin` then drops what the block was part of: no entry is read that is
     not its reader's, and there are never more entries than fit in the pool.
+
+    generation: how many requests have begun.
     """
 
     def __init__(self, num_layers: int, num_kv_heads: int) -> None:
@@ -31,12 +33,14 @@ class LiveAllotments:
         self._requests: dict[int, _Request] = {}
         self._owners: dict[int, int] = {}
         """The key of the entry that each compressed block is part of."""
+        self.generation = 0
 
     def __len__(self) -> int:
         return len(self._requests)
 
     def begin(self, blocks: Iterable[int]) -> None:
         """A request is about to be compressed into `blocks`, c_0 .. c_{K-1}."""
+        self.generation += 1
         request = _Request(tuple(blocks), np.zeros(self._shape, dtype=np.int32))
         for block in request.blocks:
             self._drop_owner(block)

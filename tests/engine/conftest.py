@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.needle.paths import checkpoint_path
-from tests.engine.engine_process import EngineProcess
 
 COMMON: dict[str, Any] = {
     "dtype": "float32",

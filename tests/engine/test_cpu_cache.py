@@ -10,12 +10,12 @@ from vllm.platforms import current_platform
 from headkv_vllm.block_row import BlockRow, head_block_tables, head_seq_lens
 from headkv_vllm.engine.backends.cpu_cache import (
     PACKINGS,
+    PagedCache,
     flat_head_blocks,
     gather_entries,
     gather_keys,
     gather_values,
     split_key_value,
-    write,
 )
 
 if not current_platform.is_cpu():
@@ -47,6 +47,10 @@ def cache_of_layers(block_size, head_size, dtype):
     """One view per layer of a cache that stores blocks outermost, as vLLM's BLHNC layout."""
     shape = (NUM_BLOCKS, NUM_LAYERS, NUM_KV_HEADS, block_size, 2 * head_size)
     return torch.zeros(shape, dtype=dtype).unbind(1)
+
+
+def write(kv_cache, key, value, slots, isa):
+    PagedCache(*split_key_value(kv_cache), isa).write(key, value, slots)
 
 
 def filled(layers, layer_index, isa, generator):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.budgets.request import RequestBudget, request_budget
 from headkv_vllm.config import Settings
 from headkv_vllm.needle.paths import checkpoint_path
@@ -14,7 +15,6 @@ from headkv_vllm.needle.tasks import generate_samples
 from headkv_vllm.needle.vocabulary import SPECIAL_WORDS, WORDS
 from tests.engine import inside, stepping
 from tests.engine.conftest import COMMON
-from tests.engine.engine_process import EngineProcess
 from tests.engine.inside import TokenIds
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

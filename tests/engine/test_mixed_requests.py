@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.resources import scores_dir
 from tests.engine import inside, stepping
 from tests.engine.conftest import Engines
-from tests.engine.engine_process import EngineProcess
 from tests.engine.inside import Answer
 from tests.engine.prompts import needle_prompt
 from tests.engine.reference import Compression, Reference, folded_scores

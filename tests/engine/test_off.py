@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.needle.paths import checkpoint_path
 from tests.engine import inside
 from tests.engine.conftest import COMMON, Engines
-from tests.engine.engine_process import EngineProcess
 from tests.engine.inside import Answer, TokenIds
 from tests.engine.prompts import needle_prompt, random_prompt
 

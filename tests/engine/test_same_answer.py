@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.resources import scores_dir
 from tests.engine import inside, stepping
 from tests.engine.conftest import COMMON, Engines
-from tests.engine.engine_process import EngineProcess
 from tests.engine.inside import TokenIds
 from tests.engine.prompts import needle_prompt, random_prompt
 

@@ -14,12 +14,12 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
+from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.needle.grading import grade
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import Sample, generate_samples
 from tests.engine import inside
 from tests.engine.conftest import COMMON
-from tests.engine.engine_process import EngineProcess
 from tests.engine.server import Server
 
 pytestmark = pytest.mark.engine

@@ -8,27 +8,11 @@ from vllm import _custom_ops as ops
 from vllm.v1.attention.backend import AttentionLayer
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
-from headkv_vllm.batch import Compression, HeadTokens, WholeTokens
-from headkv_vllm.budgets.adaptive import split_layer
-from headkv_vllm.budgets.allotment import Bounds
-from headkv_vllm.engine.backends.cpu_cache import (
-    flat_head_blocks,
-    gather_entries,
-    gather_keys,
-    gather_values,
-    split_key_value,
-    write,
-)
+from headkv_vllm.batch import Compression, HeadTokens, Indices, WholeTokens
+from headkv_vllm.engine.backends.cpu_cache import LayerCache, PagedCache
+from headkv_vllm.engine.backends.cpu_compaction import LayerAttention, compress
 from headkv_vllm.engine.backends.cpu_metadata import HeadKVCpuMetadata
 from headkv_vllm.errors import UnsupportedError
-from headkv_vllm.selection import (
-    count_best,
-    pool,
-    recency,
-    top_positions,
-    value_norms,
-    window_attention,
-)
 
 
 class HeadKVCpuImpl(CPUAttentionBackendImpl):
@@ -36,6 +20,7 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._cache: LayerCache | None = None
         unsupported = {
             "ALiBi": self.alibi_slopes is not None,
             "sliding-window attention": self.sliding_window != -1,
@@ -67,80 +52,78 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
         """
         if attn_metadata is None:  # a profiling run
             return output
-        batch = attn_metadata.batch
-        layer_index = attn_metadata.layers[layer.layer_name]
-        flat_cache = flat_head_blocks(kv_cache, layer_index, len(attn_metadata.layers))
+        batch, layer_index = attn_metadata.batch, attn_metadata.layers[layer.layer_name]
+        cache = self._layer_cache(kv_cache, layer_index, attn_metadata)
         num_tokens = len(batch.slot_mapping)
-        isa = attn_metadata.isa
-        write(kv_cache, key[:num_tokens], value[:num_tokens], batch.slot_mapping, isa)
+        cache.whole.write(key[:num_tokens], value[:num_tokens], batch.slot_mapping)
         if batch.whole is not None:
-            self._attend_whole(query, kv_cache, batch.whole, attn_metadata.whole_schedule, output)
+            self._attend_whole(query, cache.whole, batch.whole, attn_metadata, output)
         for index, compression in enumerate(batch.compressions):
             with attn_metadata.clock.measuring(index):
-                self._compress(query, kv_cache, flat_cache, compression, layer_index, attn_metadata)
+                self._compress(query, cache, compression, layer_index, attn_metadata)
         if batch.by_head is not None:
-            schedule = attn_metadata.head_schedules[layer_index]
-            self._attend_by_head(query, flat_cache, batch.by_head, layer_index, schedule, output)
+            self._attend_by_head(
+                query, cache.by_head, batch.by_head, layer_index, attn_metadata, output
+            )
         return output
+
+    def _layer_cache(
+        self, kv_cache: torch.Tensor, layer_index: int, attn_metadata: HeadKVCpuMetadata
+    ) -> LayerCache:
+        if self._cache is None or self._cache.kv_cache is not kv_cache:
+            num_layers = len(attn_metadata.layers)
+            self._cache = LayerCache.of(kv_cache, layer_index, num_layers, attn_metadata.isa)
+        return self._cache
 
     def _attend_whole(
         self,
         query: torch.Tensor,
-        kv_cache: torch.Tensor,
+        cache: PagedCache,
         whole: WholeTokens,
-        schedule: torch.Tensor | None,
+        attn_metadata: HeadKVCpuMetadata,
         output: torch.Tensor,
     ) -> None:
-        num_tokens = int(whole.query_start_loc[-1])
-        rows = whole.token_indices
-        queries = query[:num_tokens] if rows is None else query[rows]
-        results = output[:num_tokens] if rows is None else torch.empty_like(queries)
-        self._attend(queries, kv_cache, results, whole, whole.seq_lens, whole.block_table, schedule)
-        if rows is not None:
-            output[rows] = results
+        schedule = attn_metadata.whole_schedule
+        self._attend(
+            query, cache, whole, whole.tokens, whole.seq_lens, whole.block_table, schedule, output
+        )
 
     def _attend_by_head(
         self,
         query: torch.Tensor,
-        flat_cache: torch.Tensor,
+        cache: PagedCache,
         by_head: HeadTokens,
         layer_index: int,
-        schedule: torch.Tensor,
+        attn_metadata: HeadKVCpuMetadata,
         output: torch.Tensor,
     ) -> None:
-        rows = by_head.row_indices
-        num_rows = int(by_head.query_start_loc[-1])
-        by_group = (self.num_kv_heads, self.num_queries_per_kv)
-        # The query is a strided part of a projection's output, so its rows cannot all be viewed.
-        queries = query.unflatten(1, by_group)
-        results = output.unflatten(1, by_group).flatten(0, 1)
-        if rows is None:
-            queries = queries.flatten(0, 1)[:num_rows]
-            target = results[:num_rows]
-        else:
-            queries = queries[rows // self.num_kv_heads, rows % self.num_kv_heads]
-            target = torch.empty_like(queries)
+        # The query is a strided part of a projection's output, so this copies its rows.
+        shape = (-1, self.num_queries_per_kv, self.head_size)
         seq_lens, block_table = by_head.seq_lens[layer_index], by_head.block_tables[layer_index]
-        self._attend(queries, flat_cache, target, by_head, seq_lens, block_table, schedule)
-        if rows is not None:
-            results[rows] = target
+        schedule = attn_metadata.head_schedules[layer_index]
+        query, output = query.reshape(shape), output.view(shape)
+        self._attend(query, cache, by_head, by_head.rows, seq_lens, block_table, schedule, output)
 
     def _attend(
         self,
         query: torch.Tensor,
-        kv_cache: torch.Tensor,
-        output: torch.Tensor,
+        cache: PagedCache,
         tokens: WholeTokens | HeadTokens,
+        places: Indices,
         seq_lens: torch.Tensor,
         block_table: torch.Tensor,
         schedule: torch.Tensor | None,
+        output: torch.Tensor,
     ) -> None:
-        key_cache, value_cache = split_key_value(kv_cache)
+        """Of `query` and `output`, [num_rows, num_heads, head_size], the rows in `places`."""
+        is_in_a_row = isinstance(places, slice)
+        queries = query[places]
+        results = output[places] if is_in_a_row else torch.empty_like(queries)
         ops.cpu_attention_with_kv_cache(
-            query=query,
-            key_cache=key_cache,
-            value_cache=value_cache,
-            output=output,
+            query=queries,
+            key_cache=cache.key,
+            value_cache=cache.value,
+            output=results,
             query_start_loc=tokens.query_start_loc,
             seq_lens=seq_lens,
             scale=self.scale,
@@ -152,62 +135,17 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
             scheduler_metadata=schedule,
             s_aux=None,
         )
+        if not is_in_a_row:
+            output[places] = results
 
     def _compress(
         self,
         query: torch.Tensor,
-        kv_cache: torch.Tensor,
-        flat_cache: torch.Tensor,
+        cache: LayerCache,
         compression: Compression,
         layer_index: int,
         attn_metadata: HeadKVCpuMetadata,
     ) -> None:
-        scores = self._position_scores(query, kv_cache, compression, attn_metadata)
-        block_size, isa = kv_cache.shape[2], attn_metadata.isa
-        num_head_blocks = _deal_out(scores, compression, layer_index, block_size, attn_metadata)
-        heads, positions = top_positions(scores, num_head_blocks * block_size)
-        blocks, offsets = compression.blocks[positions // block_size], positions % block_size
-        key, value = gather_entries(kv_cache, blocks, heads, offsets, isa)
-        slots = compression.slots[layer_index]
-        write(flat_cache, key[:, None], value[:, None], slots, isa)
-
-    def _position_scores(
-        self,
-        query: torch.Tensor,
-        kv_cache: torch.Tensor,
-        compression: Compression,
-        attn_metadata: HeadKVCpuMetadata,
-    ) -> torch.Tensor:
-        """How much each KV head wants each position: [num_kv_heads, num_candidates]."""
-        settings, isa = attn_metadata.settings, attn_metadata.isa
-        num_candidates = compression.num_candidates
-        if compression.policy.positions == "recency":
-            return recency(num_candidates, settings.sink).expand(self.num_kv_heads, -1)
-        window = query[compression.window_start :][: settings.window]
-        keys = gather_keys(kv_cache, compression.blocks, isa)[..., : compression.num_prompt_tokens]
-        attention = window_attention(
-            window, keys, self.scale, self.logits_soft_cap, settings.query_reduction
-        )
-        pooled = pool(attention[:, : -settings.window], settings)[:, :num_candidates]
-        if not settings.value_norm:
-            return pooled
-        blocks = compression.blocks[: num_candidates // kv_cache.shape[2]]
-        return pooled * value_norms(gather_values(kv_cache, blocks, isa))
-
-
-def _deal_out(
-    scores: torch.Tensor,
-    compression: Compression,
-    layer_index: int,
-    block_size: int,
-    attn_metadata: HeadKVCpuMetadata,
-) -> torch.Tensor:
-    """n[layer_index], [num_kv_heads], decided here under an adaptive policy."""
-    num_head_blocks = compression.num_head_blocks[layer_index]
-    if not compression.policy.adaptive:
-        return num_head_blocks
-    total = int(num_head_blocks.sum())
-    bounds = Bounds(attn_metadata.settings.min_blocks, compression.num_candidates // block_size)
-    decided = split_layer(count_best(scores, total * block_size), total, bounds)
-    attn_metadata.live.record(compression.compressed_blocks, layer_index, decided)
-    return torch.from_numpy(decided)
+        window = query[compression.window_start :][: attn_metadata.settings.window]
+        attention = LayerAttention(layer_index, self.scale, self.logits_soft_cap)
+        compress(window, cache, compression, attention, attn_metadata.settings, attn_metadata.live)

@@ -7,6 +7,8 @@ head_size]``; "amx" holds keys as ``[block_size/16, head_size/2, 16, 2]`` (token
 channel) and values as ``[head_size/16, block_size/2, 16, 2]`` (channel, token, channel, token).
 """
 
+from dataclasses import dataclass
+
 import torch
 from vllm import _custom_ops as ops
 
@@ -89,9 +91,41 @@ def flat_head_blocks(kv_cache: torch.Tensor, layer_index: int, num_layers: int) 
     return kv_cache.as_strided(shape, (size, size, content, 1), 0)
 
 
-def write(
-    kv_cache: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor, isa: str
-) -> None:
-    """Write entries into the cache. key, value: [n, num_kv_heads, head_size]; slots: [n] int64."""
-    key_cache, value_cache = split_key_value(kv_cache)
-    ops.cpu_attn_reshape_and_cache(key, value, key_cache, value_cache, slots, isa)
+@dataclass(frozen=True)
+class PagedCache:
+    """A cache as the kernels take it, and what packs and reads it.
+
+    key, value: [num_blocks, num_kv_heads, block_size, head_size], packed inside each block and
+        head; see `split_key_value`.
+    isa: the instruction set that decides the packing.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+    isa: str
+
+    def write(self, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor) -> None:
+        """Write entries. key, value: [n, num_kv_heads, head_size]; slots: [n] int64."""
+        ops.cpu_attn_reshape_and_cache(key, value, self.key, self.value, slots, self.isa)
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """One layer's cache, seen in both ways; made once, for a view costs as much as a small step.
+
+    kv_cache: [num_blocks, num_kv_heads, block_size, 2 * head_size]. whole: blocks of tokens, of
+    this layer. by_head: head blocks, of all layers, with one KV head.
+    """
+
+    kv_cache: torch.Tensor
+    whole: PagedCache
+    by_head: PagedCache
+
+    @classmethod
+    def of(
+        cls, kv_cache: torch.Tensor, layer_index: int, num_layers: int, isa: str
+    ) -> "LayerCache":
+        """kv_cache: the view of layer `layer_index`."""
+        flat = flat_head_blocks(kv_cache, layer_index, num_layers)
+        paged = (PagedCache(*split_key_value(cache), isa) for cache in (kv_cache, flat))
+        return cls(kv_cache, *paged)

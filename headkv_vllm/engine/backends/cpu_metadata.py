@@ -11,7 +11,8 @@ from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionM
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 from vllm.v1.kv_cache_interface import AttentionSpec
 
-from headkv_vllm.batch import Batch, BatchPlanner, HeadTokens, WholeTokens
+from headkv_vllm.batch import Batch, HeadTokens, WholeTokens
+from headkv_vllm.batch_planner import BatchPlanner
 from headkv_vllm.budgets.cache import AllotmentCache
 from headkv_vllm.budgets.live import LiveAllotments
 from headkv_vllm.config import Settings
@@ -21,6 +22,7 @@ from headkv_vllm.engine.settings import read_settings
 from headkv_vllm.engine.worker_heads import worker_scores
 from headkv_vllm.engine.worker_table import worker_table
 from headkv_vllm.errors import UnsupportedError
+from headkv_vllm.row_allotments import RowAllotments
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,13 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
         self._live = LiveAllotments(*scores.shape)
         self._allotments = AllotmentCache(scores, self._settings)
         self._table = worker_table(vllm_config)
+        block_size, window = kv_cache_spec.block_size, self._settings.window
         self._planner = BatchPlanner(
-            self._allotments,
+            RowAllotments(self._allotments, self._live, window, block_size),
             len(layer_names),
             kv_cache_spec.num_kv_heads,
-            kv_cache_spec.block_size,
-            self._settings.window,
-            self._live,
+            block_size,
+            window,
         )
 
     def build(
@@ -110,17 +112,14 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
     def _whole_schedule(self, whole: WholeTokens | None) -> torch.Tensor | None:
         if whole is None:
             return None
-        num_kv_heads = self._spec.num_kv_heads
-        return self._schedule(whole.query_start_loc, whole.seq_lens, self._num_heads, num_kv_heads)
+        starts = whole.query_start_loc
+        return self._schedule(starts, whole.seq_lens, self._num_heads, self._spec.num_kv_heads)
 
     def _head_schedules(self, by_head: HeadTokens | None) -> tuple[torch.Tensor, ...]:
         if by_head is None:
             return ()
-        group_size = self._num_heads // self._spec.num_kv_heads
-        return tuple(
-            self._schedule(by_head.query_start_loc, seq_lens, group_size, 1)
-            for seq_lens in by_head.seq_lens
-        )
+        starts, group_size = by_head.query_start_loc, self._num_heads // self._spec.num_kv_heads
+        return tuple(self._schedule(starts, lens, group_size, 1) for lens in by_head.seq_lens)
 
     def _schedule(
         self,
