@@ -147,14 +147,17 @@ class BatchPlanner:
         lengths = num_prompt_tokens(rows)
         completes = (computed < lengths) & (seq_lens >= lengths)
         requests = np.flatnonzero(completes & (num_compressed_blocks(rows) > 0))
+        offsets = starts[:-1] - computed
         return tuple(
-            self._compression(rows[request], int(starts[request] - computed[request]))
+            self._compression(rows[request], int(offsets[request]), int(seq_lens[request]))
             for request in requests.tolist()
         )
 
-    def _compression(self, row: IntArray, offset: int) -> Compression:
+    def _compression(self, row: IntArray, offset: int, seq_len: int) -> Compression:
         """offset: what turns a position of this request into an index of the batch."""
         length, num_compressed = int(row[0]), int(row[1])
+        policy = self._allotments.policy(row)
+        assert not policy.adaptive or seq_len == length, "the prompt has yet to decide"
         num_head_blocks = torch.tensor(self._allotments.planned(row))
         first, num_blocks = HEADER_SIZE + num_compressed, -(-length // self._block_size)
         return Compression(
@@ -163,7 +166,7 @@ class BatchPlanner:
             int(self._allotments.num_full_blocks(row[None])[0]) * self._block_size,
             torch.from_numpy(row[first : first + num_blocks]).long(),
             tuple(compressed_blocks(row).tolist()),
-            self._allotments.policy(row),
+            policy,
             num_head_blocks,
             self._slots(row, num_head_blocks),
         )

@@ -26,10 +26,10 @@ def test_what_prompts_decided_takes_the_place_of_what_their_lengths_say(step, se
         for layer, head in np.ndindex(*step.scores.shape):
             own = head_blocks(row.compressed_blocks, torch.tensor(dealt), layer, head)
             index = sequence * step.scores.shape[1] + head
-            assert by_head.block_tables[layer, index, : len(own)].tolist() == own
+            assert by_head.block_tables[layer][index, : len(own)].tolist() == own
             kept = int(dealt[layer, head]) - step.num_full_blocks(request)
             length = kept * step.block_size + step.ends[request]
-            assert int(by_head.seq_lens[layer, index]) == length
+            assert int(by_head.seq_lens[layer][index]) == length
 
 
 class Decided:

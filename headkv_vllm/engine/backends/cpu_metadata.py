@@ -61,6 +61,7 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
             vllm_config.parallel_config
         )
         self._dtype = vllm_config.model_config.dtype
+        self._splits_kv = envs.VLLM_CPU_ATTN_SPLIT_KV  # looked up each time that it is named
         self._isa = _get_attn_isa(self._dtype, kv_cache_spec.block_size, kv_cache_spec.head_size)
         if self._isa not in PACKINGS:
             raise UnsupportedError(
@@ -139,5 +140,5 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
             causal=True,
             sliding_window_size=-1,
             isa=self._isa,
-            enable_kv_split=envs.VLLM_CPU_ATTN_SPLIT_KV,
+            enable_kv_split=self._splits_kv,
         )
