@@ -66,6 +66,8 @@ class BatchPlanner:
         slots = torch.from_numpy(slot_mapping(rows, requests, positions, self._block_size))
         if not num_compressed_blocks(rows).any():
             return Batch(slots, self._all_whole(block_table, query_start_loc, seq_lens), (), None)
+        if len(positions) == len(rows) and _is_by_head(rows, positions).all():
+            return Batch(slots, None, (), self._all_by_head(rows, ends))
         counts = count_tokens(rows, query_lens, ends)
         is_by_head = positions >= (ends - counts.by_head)[requests]
         return Batch(
@@ -114,6 +116,12 @@ class BatchPlanner:
             return block_table[:, HEADER_SIZE + first :]
         return token_block_table(block_table, -(-int(seq_lens.max()) // self._block_size))
 
+    def _all_by_head(self, rows: IntArray, seq_lens: IntArray) -> HeadTokens:
+        """Every request decodes one token, and nothing else is in the batch."""
+        num_rows = len(rows) * self._num_kv_heads
+        starts = torch.arange(num_rows + 1, dtype=torch.int32)
+        return HeadTokens(slice(0, num_rows), starts, *self._tables.update(rows, seq_lens))
+
     def _by_head(
         self, rows: IntArray, seq_lens: IntArray, counts: TokenCounts, is_by_head: BoolArray
     ) -> HeadTokens | None:
@@ -123,10 +131,6 @@ class BatchPlanner:
         if len(requests) < len(rows):
             rows, seq_lens = rows[requests], seq_lens[requests]
         lengths, tables = self._tables.update(rows, seq_lens)
-        if len(requests) == len(is_by_head):  # all decode, and nothing else is in the batch
-            num_rows = len(requests) * self._num_kv_heads
-            starts = torch.arange(num_rows + 1, dtype=torch.int32)
-            return HeadTokens(slice(0, num_rows), starts, lengths, tables)
         num_tokens = counts.by_head[requests]
         starts = _start_loc(num_tokens.repeat(self._num_kv_heads))
         head_rows = self._head_rows(np.flatnonzero(is_by_head), num_tokens)
@@ -178,6 +182,11 @@ class BatchPlanner:
         slots = dealt.view(-1, 1) * self._block_size + torch.arange(self._block_size)
         per_layer = (num_head_blocks.sum(1) * self._block_size).tolist()
         return torch.split(slots.flatten(), per_layer)
+
+
+def _is_by_head(rows: IntArray, positions: IntArray) -> BoolArray:
+    """Of each request's token, whether it follows a compressed prompt."""
+    return (num_compressed_blocks(rows) > 0) & (positions >= num_prompt_tokens(rows))
 
 
 def _tokens(starts: IntArray, computed: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:

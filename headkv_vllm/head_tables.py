@@ -38,58 +38,45 @@ class HeadTables:
         length have no meaning. The tables are views of what the next call changes.
         """
         num_reqs = len(rows)
-        num_full = self._allotments.num_full_blocks(rows)
-        num_tail = -(-(seq_lens - num_full * self._block_size) // self._block_size)
         if num_reqs > len(self._rows) or rows.shape[1] != self._rows.shape[1]:
             self._make_room(max(num_reqs, 2 * len(self._rows)), rows.shape[1])
-        stale = self._stale(rows, num_tail)
-        if len(stale):
-            self._rebuild(stale, rows[stale], num_full[stale], seq_lens[stale])
-            self._rows[stale], self._num_tail[stale] = rows[stale], num_tail[stale]
+        if self._generation != self._allotments.live.generation:
+            # A prompt has decided what its heads keep: no row tells from whom it has its blocks.
+            self._generation = self._allotments.live.generation
+            self._most_tokens[:] = 0
+        is_kept = (rows == self._rows[:num_reqs]).all(1) & (
+            seq_lens <= self._most_tokens[:num_reqs]
+        )
+        if not is_kept.all():
+            stale = np.flatnonzero(~is_kept)
+            self._rebuild(stale, rows[stale], seq_lens[stale])
         lengths = self._lengths[:, :num_reqs] + torch.from_numpy(seq_lens)[:, None]
         return lengths.flatten(1).unbind(), self._views(num_reqs)
 
     def check_integrity(self) -> None:
         """What is kept is what would be made now."""
-        (kept,) = np.nonzero(self._num_tail)
+        (kept,) = np.nonzero(self._most_tokens)
         if len(kept) == 0 or self._generation != self._allotments.live.generation:
             return
-        rows, num_tail = self._rows[kept], self._num_tail[kept]
-        num_full = self._allotments.num_full_blocks(rows)
-        seq_lens = (num_full + num_tail) * self._block_size
-        dealt, block_table, full, lengths = self._tensors(rows, num_full, seq_lens)
-        expected = head_block_tables(block_table, dealt, full, lengths, self._block_size)
-        num_entries = (dealt + torch.from_numpy(num_tail)[:, None, None]).transpose(0, 1)
-        is_used = torch.arange(expected.shape[-1]) < num_entries.flatten(1)[..., None]
-        tables = self._tables[:, kept].flatten(1, 2)[..., : expected.shape[-1]]
-        assert torch.equal(tables[is_used], expected[is_used])
+        made, num_entries = self._made(self._rows[kept], self._most_tokens[kept])
+        tables = self._tables[:, kept].flatten(1, 2)[..., : made.shape[-1]]
+        is_used = torch.arange(made.shape[-1]) * self._block_size < num_entries[..., None]
+        assert torch.equal(tables[is_used], made[is_used])
 
     def _make_room(self, num_reqs: int, row_width: int) -> None:
         """Begin anew, with places for `num_reqs` rows."""
         heads = (self._num_layers, num_reqs, self._num_kv_heads)
         self._rows = np.zeros((num_reqs, row_width), dtype=np.int32)
-        self._num_tail = np.zeros(num_reqs, dtype=np.int64)
-        """Blocks that follow the heads' own; 0 where nothing is kept, for there is always one."""
+        self._most_tokens = np.zeros(num_reqs, dtype=np.int32)
+        """The longest that a request may be for its tables to do; 0 where nothing is kept."""
         self._lengths = torch.zeros(heads, dtype=torch.int32)
         """What is to be added to a request's length to get a head's."""
         self._tables = torch.zeros((*heads, 0), dtype=torch.int32)
         self._views_of: dict[int, PerLayer] = {}
 
-    def _stale(self, rows: IntArray, num_tail: IntArray) -> IntArray:
-        """The places whose tables must be made anew."""
-        if self._generation != self._allotments.live.generation:
-            # A prompt has decided what its heads keep: no row tells from whom it has its blocks.
-            self._generation = self._allotments.live.generation
-            self._num_tail[:] = 0
-        num_reqs = len(rows)
-        is_kept = (rows == self._rows[:num_reqs]).all(1) & (num_tail == self._num_tail[:num_reqs])
-        return np.flatnonzero(~is_kept)
-
-    def _rebuild(
-        self, places: IntArray, rows: IntArray, num_full: IntArray, seq_lens: IntArray
-    ) -> None:
-        dealt, block_table, full, lengths = self._tensors(rows, num_full, seq_lens)
-        tables = head_block_tables(block_table, dealt, full, lengths, self._block_size)
+    def _rebuild(self, places: IntArray, rows: IntArray, seq_lens: IntArray) -> None:
+        most_tokens = -(-seq_lens // self._block_size) * self._block_size
+        tables, num_entries = self._made(rows, most_tokens)
         width = tables.shape[-1]
         if width > self._tables.shape[-1]:
             more = width + SPARE_COLUMNS - self._tables.shape[-1]
@@ -97,13 +84,18 @@ class HeadTables:
             self._views_of.clear()
         by_request = (len(rows), self._num_kv_heads)
         self._tables[:, places, :, :width] = tables.unflatten(1, by_request)
-        lengths = head_seq_lens(dealt, full, torch.zeros_like(full), self._block_size)
-        self._lengths[:, places] = lengths.unflatten(1, by_request)
+        lengths = num_entries.unflatten(1, by_request) - torch.from_numpy(most_tokens)[:, None]
+        self._lengths[:, places] = lengths
+        self._rows[places], self._most_tokens[places] = rows, most_tokens
 
-    def _tensors(self, rows: IntArray, *others: IntArray) -> PerLayer:
-        """n of each row, [num_reqs, L, H]; the rows; and what else there is of them."""
-        dealt = np.stack([self._allotments.decided(row) for row in rows])
-        return tuple(torch.from_numpy(array) for array in (dealt, rows, *others))
+    def _made(self, rows: IntArray, seq_lens: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tables [L, num_reqs * H, width] and lengths [L, num_reqs * H], made anew."""
+        decided = np.stack([self._allotments.decided(row) for row in rows])
+        arrays = (decided, self._allotments.num_full_blocks(rows), seq_lens)
+        dealt, full, ends = (torch.from_numpy(array) for array in arrays)
+        size, block_table = self._block_size, torch.from_numpy(rows)
+        tables = head_block_tables(block_table, dealt, full, ends, size)
+        return tables, head_seq_lens(dealt, full, ends, size)
 
     def _views(self, num_reqs: int) -> PerLayer:
         if num_reqs not in self._views_of:
