@@ -5,7 +5,7 @@ The manager lives in the scheduler's process. It knows how many blocks a request
 nothing of heads: what the blocks hold is the workers' business.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vllm.config import VllmConfig
@@ -69,6 +69,8 @@ class HeadKVManager(FullAttentionManager):
         super().__init__(*args, **kwargs)
         self.budgets: dict[str, RequestBudget] = {}
         self.num_freed_blocks = 0
+        self.expected_growth: Callable[[], int] = lambda: 0
+        """Blocks that are to stay free for the requests that run when another one is admitted."""
 
     def announce(self, request_id: str, budget: RequestBudget) -> None:
         """Called once, before the first allocation."""
@@ -92,13 +94,27 @@ class HeadKVManager(FullAttentionManager):
         num_tokens: int,
         new_computed_blocks: Sequence[KVCacheBlock],
         *args: object,
+        apply_admission_cap: bool = False,
         **kwargs: object,
     ) -> int:
-        """Blocks that leave the pool's free list when `num_tokens` tokens get room."""
+        """Blocks that leave the pool's free list when `num_tokens` tokens get room.
+
+        apply_admission_cap: vLLM asks whether a waiting request may run. The answer then holds
+        what the running ones are expected to take yet, besides.
+        """
         row = self.req_to_blocks.get(request_id)
         num_held = len(row) if row else HEADER_SIZE + len(new_computed_blocks)
         num_missing = max(0, self._row_length(request_id, num_tokens) - num_held)
-        return num_missing + self._get_num_evictable_blocks(new_computed_blocks)
+        num_reserved = self.expected_growth() if apply_admission_cap else 0
+        return num_missing + self._get_num_evictable_blocks(new_computed_blocks) + num_reserved
+
+    def growth(self, request_id: str, num_tokens: int) -> int:
+        """Blocks that the row of a compressed request lacks for `num_tokens` tokens."""
+        if not self.budgets[request_id].compressed:
+            return 0
+        return max(
+            0, self._row_length(request_id, num_tokens) - len(self.req_to_blocks[request_id])
+        )
 
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int

@@ -12,6 +12,7 @@ from vllm.v1.request import Request
 from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.budgets.request import RequestBudget, request_budget
 from headkv_vllm.config import Settings
+from headkv_vllm.engine.admission import Admission
 from headkv_vllm.engine.cache_stats import CacheStats
 from headkv_vllm.engine.kv_cache import HeadKVManager
 from headkv_vllm.engine.logger import logger
@@ -30,6 +31,8 @@ class _HeadKVMixin:
         self._settings = read_settings(vllm_config)
         (manager,) = self.kv_cache_manager.coordinator.single_type_managers  # type: ignore[attr-defined]
         self._manager: HeadKVManager = manager
+        self._admission = Admission(manager)
+        manager.expected_growth = lambda: self._admission.expected_growth(self.running)  # type: ignore[attr-defined]
         table = WorkerTable.open(table_path(vllm_config))
         self._cache_stats = CacheStats(manager, read_scores(vllm_config).size, table)
 
@@ -112,6 +115,7 @@ class _HeadKVMixin:
     def _free_blocks(self, request: Request) -> None:
         # vLLM's last word on a request, however it ends; a preemption does not come here.
         super()._free_blocks(request)  # type: ignore[misc]
+        self._admission.record(request)
         self._manager.withdraw(request.request_id)
         self._cache_stats.forget(request.request_id)
 

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A compressed request is admitted when what runs has room to grow."""
+
+import pytest
+
+from headkv_vllm.engine.admission import FIRST_GUESS
+from tests.engine.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
+
+SETTINGS = {"budget": 64, "window": 8}
+PROMPT = [token % 97 + 3 for token in range(4000)]
+"""Of 200 tokens in blocks of 16 a request holds K = 3 blocks and 1 of F = 12, and then it grows."""
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """start(settings, num_blocks=, **flags): an engine that keeps books."""
+    model = write_model(tmp_path_factory.mktemp("model"))
+
+    def start(settings, num_blocks, **flags):
+        every = {"max_num_batched_tokens": 1024, "max_num_seqs": 16, **flags}
+        return BookkeepingEngine(engine_config(model, settings, **every), num_blocks)
+
+    return start
+
+
+def run(engine, num_requests, max_tokens):
+    """All sent at once. Returns the most that ran at once, and how many preemptions there were."""
+    for index in range(num_requests):
+        engine.add(f"r{index}", PROMPT[13 * index :][:200], max_tokens=max_tokens)
+    requests = list(engine.scheduler.requests.values())
+    most = 0
+    while engine.scheduler.has_requests():
+        engine.step()
+        most = max(most, len(engine.scheduler.running))
+    return most, sum(request.num_preemptions for request in requests)
+
+
+def test_what_compressed_requests_generate_outgrows_no_pool(start):
+    engine = start(SETTINGS, num_blocks=61)
+    most, num_preemptions = run(engine, 20, max_tokens=160)
+    # 60 blocks: 14 are at most in each row at its end, and the next prompt takes 13 + 3.
+    assert num_preemptions == 0 and most == 4
+
+
+def test_without_the_reserve_they_do(start):
+    engine = start(SETTINGS, num_blocks=61)
+    engine.manager.expected_growth = lambda: 0
+    most, num_preemptions = run(engine, 20, max_tokens=160)
+    assert num_preemptions > 0 and most > 4
+
+
+def test_vllms_own_setting_turns_it_off(start):
+    engine = start(SETTINGS, num_blocks=61, scheduler_reserve_full_isl=False)
+    assert run(engine, 20, max_tokens=160)[1] > 0
+
+
+def test_requests_that_are_not_compressed_are_admitted_as_in_vllm(start):
+    engine = start({"budget": 0}, num_blocks=61)
+    engine.add("a", PROMPT[:200], max_tokens=400)
+    engine.step()
+    assert engine.manager.expected_growth() == 0
+
+
+@pytest.mark.parametrize("num_tokens", [3, 40])
+def test_answers_that_have_ended_say_how_long_the_next_will_be(start, num_tokens):
+    engine = start(SETTINGS, num_blocks=400)
+    engine.add("first", PROMPT[:200], max_tokens=FIRST_GUESS + 200)
+    engine.step()
+    assert engine.manager.expected_growth() == FIRST_GUESS // 16
+    for index in range(3):
+        engine.add(f"r{index}", PROMPT[500 + 11 * index :][:200], max_tokens=num_tokens)
+    for _ in range(num_tokens + 3):
+        engine.step()
+    assert set(engine.scheduler.requests) == {"first"}
+    # Its own answer is longer than those by now, so it is expected to go on for a block.
+    assert engine.manager.expected_growth() <= 2
