@@ -31,6 +31,7 @@ def llama(num_layers: int, hidden_size: int, num_heads: int, num_kv_heads: int) 
 
 
 SHAPES: Final[dict[str, PreTrainedConfig]] = {
+    "2-layer": llama(2, 256, 4, 2),
     "8-layer": llama(8, 512, 8, 4),
     "32-layer": llama(32, 512, 8, 8),
     "qwen3-0.6b": Qwen3Config(
@@ -45,7 +46,7 @@ SHAPES: Final[dict[str, PreTrainedConfig]] = {
         tie_word_embeddings=True,
     ),
 }
-"""Shapes by name: a small Llama, one of many layers and heads, and that of Qwen3-0.6B."""
+"""By name: a tiny Llama, a small one, one of many layers and heads, and that of Qwen3-0.6B."""
 
 
 def checkpoint(shape: str, dtype: torch.dtype = torch.float32) -> Path:

@@ -73,6 +73,15 @@ def decode(llm: Any, num_steps: int) -> list[float]:
     return times
 
 
+def run(llm: Any) -> float:
+    """Step until every request has all its tokens; returns the time of the steps."""
+    total = 0.0
+    while core(llm).scheduler.has_requests():
+        total += step(llm)[0]
+    _unstarted.clear()
+    return total
+
+
 def abort_all(llm: Any) -> None:
     """End every request, and forget all prompts."""
     llm.llm_engine.abort_request(list(core(llm).scheduler.requests), internal=True)

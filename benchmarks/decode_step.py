@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long a decode step takes: compressed prompts, the same prompts in stock vLLM, and short ones.
+
+The short twin is stock vLLM whose prompts have as many tokens as a budget keeps: no compressed
+prompt can be read faster than one that was never longer. Three engines live at once and take
+turns, so that each round compares steps of the same half second.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+from rich.progress import track
+
+from benchmarks.harness import stepping
+from benchmarks.harness.command import Out, Quick, command_line
+from benchmarks.harness.pairs import Pairs
+from benchmarks.harness.pictures import grouped_bars
+from benchmarks.harness.report import Bar, Report
+from benchmarks.harness.sides import BLOCK_SIZE, Side, SideName, sides
+
+NAMES: tuple[SideName, ...] = ("headkv", "twin", "stock")
+STEPS_OF_A_TURN = 20
+WARM_UP = 3
+"""Steps at the start of a turn that find the caches full of another engine's data."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """`num_requests` prompts of `num_prompt_tokens`, of which each head keeps `budget`.
+
+    faster: how many times faster than stock the step should be, where there is a bar.
+    """
+
+    num_requests: int
+    num_prompt_tokens: int
+    budget: int
+    shape: str = "8-layer"
+    faster: float | None = None
+
+    @property
+    def title(self) -> str:
+        size = f"{self.num_requests} x {self.num_prompt_tokens:,}, budget {self.budget:,}"
+        return size if self.shape == "8-layer" else f"{self.shape}: {size}"
+
+
+CASES = (
+    Case(8, 8192, 512, faster=4.3),
+    Case(4, 16384, 512, faster=5.5),
+    Case(2, 32768, 1024),
+    Case(32, 2048, 256),
+    Case(4, 1024, 128, shape="qwen3-0.6b"),
+)
+QUICK = (Case(2, 512, 128, faster=1.0),)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The median step of each round, in seconds, by side."""
+
+    case: Case
+    rounds: dict[SideName, tuple[float, ...]]
+
+    def against(self, other: SideName) -> Pairs:
+        return Pairs(self.rounds["headkv"], self.rounds[other])
+
+    @property
+    def row(self) -> dict[str, Any]:
+        twin, stock = self.against("twin"), self.against("stock")
+        milliseconds = {f"{name}, ms": 1e3 * median(self.rounds[name]) for name in NAMES}
+        low, high = twin.quartiles
+        return {
+            "requests x prompt": self.case.title,
+            **milliseconds,
+            "headkv / twin": twin.ratio,
+            "half of the rounds": f"{low:.3f} to {high:.3f}",
+            "stock / headkv": 1 / stock.ratio,
+        }
+
+    @property
+    def bars(self) -> list[Bar]:
+        if self.case.shape != "8-layer":
+            return []
+        twin, stock = self.against("twin").ratio, 1 / self.against("stock").ratio
+        bars = [Bar(f"Decode step / short twin's, {self.case.title}", twin, 1.05, at_most=True)]
+        if self.case.faster:
+            text = f"Stock's decode step / headkv's, {self.case.title}"
+            bars.append(Bar(text, stock, self.case.faster, at_most=False))
+        return bars
+
+
+def measure(case: Case, num_rounds: int) -> Steps:
+    """Prefill on each side, and then take turns."""
+    most_tokens = case.num_prompt_tokens + (num_rounds + 1) * STEPS_OF_A_TURN
+    num_blocks = case.num_requests * (most_tokens // BLOCK_SIZE + 2) + 1
+    limits = (most_tokens + 64, max(8, case.num_requests))
+    with sides(NAMES, case.shape, *limits, num_gpu_blocks_override=num_blocks) as engines:
+        for name, side in engines.items():
+            length = case.budget if name == "twin" else case.num_prompt_tokens
+            asked = {"headkv_budget": case.budget} if name == "headkv" else None
+            side(stepping.add_requests, case.num_requests, length, most_tokens, 0, asked)
+            side(stepping.prefill)
+        rounds = [
+            {name: turn(side) for name, side in engines.items()}
+            for _ in track(range(num_rounds), case.title)
+        ]
+    return Steps(case, {name: tuple(each[name] for each in rounds) for name in NAMES})
+
+
+def turn(side: Side) -> float:
+    """The median of some steps."""
+    return median(side(stepping.decode, STEPS_OF_A_TURN)[WARM_UP:])
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine.")] = 15,
+    quick: Quick = False,
+    out: Out = Path("benchmarks/results"),
+) -> None:
+    """Measure decode steps of headkv, of stock vLLM, and of stock vLLM with short prompts."""
+    measured = [measure(case, rounds) for case in (QUICK if quick else CASES)]
+    picture = "decode_step.png"
+    milliseconds = {
+        name: [1e3 * median(steps.rounds[name]) for steps in measured] for name in NAMES
+    }
+    grouped_bars(out / picture, [m.case.title for m in measured], milliseconds, "ms per step")
+    Report(
+        name="decode_step",
+        question="How long does a decode step over compressed prompts take?",
+        command=command_line("decode_step"),
+        rows=[steps.row for steps in measured],
+        bars=[bar for steps in measured for bar in steps.bars],
+        notes=["A round compares the medians of neighbouring turns; ratios are medians of rounds."],
+        pictures=[picture],
+    ).write(out)
+
+
+if __name__ == "__main__":
+    typer.run(main)

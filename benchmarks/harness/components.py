@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of a step without an engine around them: planning it, and compressing a prompt."""
+
+import time
+from statistics import median
+
+import numpy as np
+import torch
+
+from benchmarks.harness.sides import BLOCK_SIZE
+from headkv_vllm.batch_planner import BatchPlanner
+from headkv_vllm.block_row import HEADER_SIZE, BlockRow
+from headkv_vllm.budgets.cache import AllotmentCache
+from headkv_vllm.budgets.live import LiveAllotments
+from headkv_vllm.budgets.request import request_budget
+from headkv_vllm.config import Settings
+from headkv_vllm.row_allotments import RowAllotments
+
+POLICY_INDEX = 0
+"""headkv's place in the registry."""
+
+
+class Planning:
+    """A worker's planner, and requests that decode."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        num_requests: int,
+        num_prompt_tokens: int,
+        budget: int,
+    ) -> None:
+        settings = Settings(budget=budget)
+        scores = np.random.default_rng(0).exponential(size=(num_layers, num_kv_heads)) ** 2
+        live = LiveAllotments(num_layers, num_kv_heads)
+        read = RowAllotments(AllotmentCache(scores, settings), live, settings.window, BLOCK_SIZE)
+        self.planner = BatchPlanner(read, num_layers, num_kv_heads, BLOCK_SIZE, settings.window)
+        self.num_compressed = request_budget(
+            settings, num_prompt_tokens, BLOCK_SIZE
+        ).num_compressed_blocks
+        self._num_blocks = -(-num_prompt_tokens // BLOCK_SIZE) + 32
+        self._rows = torch.tensor(
+            [self._row(index, num_prompt_tokens) for index in range(num_requests)],
+            dtype=torch.int32,
+        )
+        # Each request is somewhere else in its block, as requests that came one by one are.
+        self._seq_lens = num_prompt_tokens + 1 + torch.arange(num_requests, dtype=torch.int32)
+        self._starts = torch.arange(num_requests + 1, dtype=torch.int32)
+
+    def seconds_per_step(self, num_steps: int = 200) -> float:
+        """The median time of planning a step, the requests growing by a token each time."""
+        return median(self._seconds(step) for step in range(num_steps))
+
+    def _seconds(self, step: int) -> float:
+        start = time.perf_counter()
+        self.planner.plan(self._rows, self._starts, self._seq_lens + step)
+        return time.perf_counter() - start
+
+    def _row(self, index: int, num_prompt_tokens: int) -> list[int]:
+        width = self.num_compressed + self._num_blocks
+        blocks = range(1 + index * width, 1 + (index + 1) * width)
+        compressed, others = blocks[: self.num_compressed], blocks[self.num_compressed :]
+        row = BlockRow(num_prompt_tokens, tuple(compressed), tuple(others), POLICY_INDEX).entries()
+        assert len(row) == HEADER_SIZE + width
+        return row
+
+
+class Compacting:
+    """One layer of a worker whose cache holds a prompt, to be compressed over and over."""
+
+    def __init__(
+        self,
+        num_kv_heads: int,
+        group_size: int,
+        head_size: int,
+        num_prompt_tokens: int,
+        budget: int,
+    ) -> None:
+        from vllm.platforms import current_platform
+
+        from headkv_vllm.engine.backends.cpu_cache import LayerCache
+        from headkv_vllm.engine.backends.cpu_compaction import LayerAttention
+
+        current_platform.import_kernels()
+        torch.manual_seed(0)
+        self._settings = Settings(budget=budget)
+        planning = Planning(1, num_kv_heads, 1, num_prompt_tokens, budget)
+        rows, starts = planning._rows, torch.tensor([0, num_prompt_tokens]).int()
+        batch = planning.planner.plan(rows, starts, torch.tensor([num_prompt_tokens]).int())
+        (self._compression,) = batch.compressions
+        shape = (rows.shape[1] + 1, 1, num_kv_heads, BLOCK_SIZE, 2 * head_size)
+        layer = torch.randn(shape).bfloat16()[:, 0]
+        self._cache = LayerCache.of(layer, 0, 1, "vec")
+        heads = num_kv_heads * group_size
+        self._window = torch.randn(self._settings.window, heads, head_size).bfloat16()
+        self._attention = LayerAttention(0, head_size**-0.5, 0.0)
+        self._live = LiveAllotments(1, num_kv_heads)
+
+    def seconds(self, num_times: int = 7) -> float:
+        """The median time of compressing the prompt in this layer."""
+        return median(self._seconds() for _ in range(num_times))
+
+    def _seconds(self) -> float:
+        from headkv_vllm.engine.backends.cpu_compaction import compress
+
+        arguments = (self._cache, self._compression, self._attention, self._settings, self._live)
+        start = time.perf_counter()
+        compress(self._window, *arguments)
+        return time.perf_counter() - start

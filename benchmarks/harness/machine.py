@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a benchmark ran on."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+
+def describe_machine() -> dict[str, str]:
+    """The machine, and the versions of what was run on it."""
+    return {
+        "cpu": _field("/proc/cpuinfo", "model name") or platform.processor(),
+        "cores": str(os.cpu_count()),
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
+        "torch": version("torch"),
+        "vllm": version("vllm"),
+        "headkv-vllm": version("headkv-vllm"),
+        "commit": _commit(),
+    }
+
+
+def _field(path: str, name: str) -> str:
+    lines = Path(path).read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
+
+
+def _commit() -> str:
+    """Of the checkout; with a mark where it has changes to what is measured."""
+    folder = Path(__file__).parents[2]
+    command = ["git", "-C", str(folder)]
+    head = subprocess.run(
+        [*command, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    )
+    changed = subprocess.run(
+        [*command, "diff", "--quiet", "HEAD", "--", "headkv_vllm"], check=False
+    )
+    return head.stdout.strip() + (" and changes" if changed.returncode else "") or "unknown"

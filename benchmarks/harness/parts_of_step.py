@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions that run inside an engine and time the parts of a step; see `engine_process`."""
+
+import time
+from collections import defaultdict
+from importlib import import_module
+from typing import Any, Final
+
+PARTS: Final = {
+    "metadata": (
+        "headkv_vllm.engine.backends.cpu_metadata:HeadKVCpuMetadataBuilder.build",
+        "vllm.v1.attention.backends.cpu_attn:CPUAttentionMetadataBuilder.build",
+    ),
+    "attention, all layers": (
+        "headkv_vllm.engine.backends.cpu_attention:HeadKVCpuImpl.forward",
+        "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.forward",
+    ),
+    "of it kernels": ("vllm._custom_ops:cpu_attention_with_kv_cache",),
+    "cache writes, all layers": ("vllm._custom_ops:cpu_attn_reshape_and_cache",),
+    "scheduler": (
+        "vllm.v1.core.sched.scheduler:Scheduler.schedule",
+        "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",
+    ),
+}
+"""What a part's time is spent in, as module:name; one that is not there takes none."""
+
+_seconds: dict[str, float] = defaultdict(float)
+
+
+def watch(llm: Any) -> None:
+    """Take the time of every part from now on."""
+    for part, places in PARTS.items():
+        for place in places:
+            _time(part, place)
+
+
+def restart(llm: Any) -> None:
+    """Forget what was measured so far."""
+    _seconds.clear()
+
+
+def seconds(llm: Any) -> dict[str, float]:
+    """Since `restart`, by part."""
+    return dict(_seconds)
+
+
+def _time(part: str, place: str) -> None:
+    module, _, path = place.partition(":")
+    *owners, name = path.split(".")
+    owner: Any = import_module(module)
+    for each in owners:
+        owner = getattr(owner, each)
+    function = getattr(owner, name)
+
+    def timed(*arguments: Any, **named: Any) -> Any:
+        start = time.perf_counter()
+        result = function(*arguments, **named)
+        _seconds[part] += time.perf_counter() - start
+        return result
+
+    setattr(owner, name, timed)

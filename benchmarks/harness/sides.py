@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engines that a benchmark compares, alive at the same time."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+
+from benchmarks.harness.engine_process import EngineProcess
+from benchmarks.harness.shapes import checkpoint
+from headkv_vllm.scores.file import (
+    SCHEMA_VERSION,
+    Provenance,
+    ScoredModel,
+    ScoreFile,
+    write_score_file,
+)
+from headkv_vllm.scores.identity import identify_checkpoint
+
+SideName = Literal["headkv", "stock", "twin", "off"]
+"""twin: stock vLLM whose prompts are as long as what headkv keeps. off: headkv, not compressing."""
+
+BLOCK_SIZE: Final = 32
+ENVIRONMENT: Final = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+}
+
+Side = Callable[..., Any]
+"""`side(function, *arguments)` runs `function(llm, *arguments)` inside the side's engine."""
+
+
+@contextmanager
+def sides(
+    names: tuple[SideName, ...], shape: str, max_model_len: int, max_num_seqs: int, **more: Any
+) -> Iterator[dict[SideName, Side]]:
+    """Start the engines, on random weights of `shape` in bfloat16, and end them.
+
+    more: further arguments of `vllm.LLM`, for all of them.
+    """
+    folder = checkpoint(shape, torch.bfloat16)
+    common = {
+        "model": str(folder),
+        "dtype": "bfloat16",
+        "block_size": BLOCK_SIZE,
+        "enforce_eager": True,
+        "skip_tokenizer_init": True,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        **more,
+    }
+    with ExitStack() as stack:
+        started = {}
+        for name in names:
+            arguments = common | arguments_of(name, folder)
+            engine = EngineProcess({**ENVIRONMENT, **_given(ENVIRONMENT)}, **arguments)
+            stack.callback(engine.stop)
+            started[name] = engine.call
+        yield started
+
+
+def arguments_of(name: SideName, folder: Path) -> dict[str, Any]:
+    """The arguments of `vllm.LLM` that make a side what it is."""
+    if name in ("stock", "twin"):
+        return {}
+    settings = {"scores": str(score_file(folder)), "budget": 0 if name == "off" else 1024}
+    return {"attention_backend": "HEADKV", "additional_config": {"headkv": settings}}
+
+
+def score_file(folder: Path) -> Path:
+    """Scores for the checkpoint in `folder`, drawn so that few heads have most of them."""
+    path = folder / "scores.json"
+    if not path.is_file():
+        identity = identify_checkpoint(folder)
+        heads = (identity.num_layers, identity.num_heads)
+        drawn = np.random.default_rng(0).exponential(size=heads) ** 2
+        scores = ScoreFile(
+            schema_version=SCHEMA_VERSION,
+            model=ScoredModel(name=folder.name, identity=identity),
+            method="random",
+            provenance=Provenance(tool_version=version("headkv-vllm"), seed=0),
+            scores=drawn.tolist(),
+        )
+        write_score_file(path, scores)
+    return path
+
+
+def _given(names: dict[str, str]) -> dict[str, str]:
+    """What the user has set of these variables."""
+    return {name: os.environ[name] for name in names if name in os.environ}

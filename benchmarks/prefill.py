@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What compressing adds to the time to the first token, and to the memory at its peak.
+
+One prompt at a time, each side reading the same one right after the other. The first token's time
+is that of the engine's steps until it is there.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+from rich.progress import track
+
+from benchmarks.harness import compacting, stepping
+from benchmarks.harness.command import Out, Quick, command_line
+from benchmarks.harness.pairs import Pairs
+from benchmarks.harness.pictures import grouped_bars
+from benchmarks.harness.report import Bar, Report
+from benchmarks.harness.shapes import SHAPES
+from benchmarks.harness.sides import BLOCK_SIZE, Side, SideName, sides
+
+NAMES: tuple[SideName, ...] = ("headkv", "stock")
+SHAPE = "8-layer"
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Case:
+    """`num_pairs` prompts of `num_prompt_tokens`. most: the bar, headkv's time over stock's."""
+
+    num_prompt_tokens: int
+    num_pairs: int
+    most: float
+
+
+CASES = (Case(1024, 20, 1.10), Case(8192, 8, 1.03), Case(16384, 4, 1.03))
+QUICK = (Case(512, 2, 1.5),)
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """One case's numbers.
+
+    seconds: headkv's and stock's, prompt by prompt. compaction: the part of headkv's that
+    compressed. peaks: bytes by which resident memory rose while a prompt was read, by side.
+    """
+
+    case: Case
+    seconds: Pairs
+    compaction: tuple[float, ...]
+    peaks: dict[SideName, int]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        low, high = self.seconds.quartiles
+        share = median(
+            part / whole for part, whole in zip(self.compaction, self.seconds.ours, strict=True)
+        )
+        return {
+            "prompt": f"{self.case.num_prompt_tokens:,}",
+            "headkv, ms": 1e3 * median(self.seconds.ours),
+            "stock, ms": 1e3 * median(self.seconds.theirs),
+            "headkv / stock": self.seconds.ratio,
+            "half of the pairs": f"{low:.3f} to {high:.3f}",
+            "compressing, ms": 1e3 * median(self.compaction),
+            "of headkv's time, %": 100 * share,
+            "memory, headkv - stock, MiB": (self.peaks["headkv"] - self.peaks["stock"]) / MIB,
+        }
+
+    @property
+    def bars(self) -> list[Bar]:
+        title = f"{self.case.num_prompt_tokens:,} tokens"
+        more = (self.peaks["headkv"] - self.peaks["stock"]) / MIB
+        allowed = 64 + selected_bytes(self.case.num_prompt_tokens) / MIB
+        return [
+            Bar(
+                f"Time to first token / stock's, {title}", self.seconds.ratio, self.case.most, True
+            ),
+            Bar(f"Peak memory above stock's, MiB, {title}", more, round(allowed, 1), True),
+        ]
+
+
+def selected_bytes(num_prompt_tokens: int, budget: int = 512) -> int:
+    """The keys and values that one layer keeps, in bfloat16."""
+    shape = SHAPES[SHAPE]
+    num_kept = min(budget, num_prompt_tokens) * shape.num_key_value_heads
+    return 2 * 2 * num_kept * shape.head_dim
+
+
+def measure(case: Case, engines: dict[SideName, Side]) -> Prefill:
+    """The same prompts on both sides, in turns; the first of them does not count."""
+    seconds: dict[SideName, list[float]] = {name: [] for name in NAMES}
+    compaction: list[float] = []
+    peaks: dict[SideName, int] = dict.fromkeys(NAMES, 0)
+    for index in track(range(case.num_pairs + 1), f"{case.num_prompt_tokens:,} tokens"):
+        # Who goes first changes, so that a drift of the machine's speed favours nobody.
+        for name in NAMES if index % 2 else NAMES[::-1]:
+            first_token, compressing, peak = read(engines[name], case, index)
+            if index:
+                seconds[name].append(first_token)
+                compaction += [compressing] if name == "headkv" else []
+                peaks[name] = max(peaks[name], peak)
+    pairs = Pairs(*(tuple(seconds[name]) for name in NAMES))
+    return Prefill(case, pairs, tuple(compaction), peaks)
+
+
+def read(side: Side, case: Case, index: int) -> tuple[float, float, int]:
+    """One prompt: its time to the first token, how much of it compressed, and the memory's rise."""
+    asked = {"headkv_budget": 512 if case.num_prompt_tokens > 512 else 128}
+    side(stepping.add_requests, 1, case.num_prompt_tokens, 4, index, asked)
+    side(compacting.begin)
+    first_token = side(stepping.prefill)
+    compressing, peak = side(compacting.end)
+    side(stepping.abort_all)
+    return first_token, compressing, peak
+
+
+def main(
+    pairs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Prompts of each length; fewer of long ones if not set."),
+    ] = None,
+    quick: Quick = False,
+    out: Out = Path("benchmarks/results"),
+) -> None:
+    """Measure the time to the first token of headkv and of stock vLLM."""
+    cases = QUICK if quick else CASES
+    longest = max(case.num_prompt_tokens for case in cases)
+    # Little more than one prompt's blocks, so that the pool is all in memory after the first.
+    num_blocks = longest // BLOCK_SIZE + 64
+    with sides(NAMES, SHAPE, longest + 64, 8, num_gpu_blocks_override=num_blocks) as engines:
+        for side in engines.values():
+            side(compacting.watch)
+        chosen = [Case(c.num_prompt_tokens, pairs or c.num_pairs, c.most) for c in cases]
+        measured = [
+            measure(case, engines) for case in sorted(chosen, key=lambda c: -c.num_prompt_tokens)
+        ]
+    picture = "prefill.png"
+    groups = [f"{each.case.num_prompt_tokens:,} tokens" for each in measured]
+    milliseconds = {
+        "headkv": [1e3 * median(each.seconds.ours) for each in measured],
+        "of it compressing": [1e3 * median(each.compaction) for each in measured],
+        "stock": [1e3 * median(each.seconds.theirs) for each in measured],
+    }
+    grouped_bars(out / picture, groups, milliseconds, "ms to the first token")
+    Report(
+        name="prefill",
+        question="What does compression add to the time to the first token?",
+        command=command_line("prefill"),
+        rows=[each.row for each in measured],
+        bars=[bar for each in measured for bar in each.bars],
+        notes=[
+            "Memory: how far resident memory rises while a prompt is read, at most, headkv's less "
+            "stock's. The bar is 64 MiB and what one layer selects."
+        ],
+        pictures=[picture],
+    ).write(out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
