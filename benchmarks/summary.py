@@ -42,8 +42,8 @@ def page(results: list[dict[str, Any]]) -> str:
         "\n\n".join(
             [
                 "# Performance in one page",
-                "Every number is from the command beside its page; `scripts/bench` runs them all. Ratios "
-                "are of pairs measured one right after the other on one machine.",
+                "Every number is from the command beside its page; `scripts/bench` runs them all. "
+                "Ratios are of pairs measured one right after the other on one machine.",
                 *sorted(machines),
                 table(("", "", "bound", "measured", ""), lines),
                 table(("question", "command"), links),
