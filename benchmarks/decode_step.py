@@ -115,7 +115,7 @@ def turn(side: Side) -> float:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine.")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine.")] = 12,
     quick: Quick = False,
     out: Out = Path("benchmarks/results"),
 ) -> None:

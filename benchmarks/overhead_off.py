@@ -59,7 +59,7 @@ def measure(
 
 def main(
     starts: Annotated[int, typer.Option(min=1, help="How often the engines are started.")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine per start.")] = 6,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine per start.")] = 4,
     quick: Quick = False,
     out: Out = Path("benchmarks/results"),
 ) -> None:

@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many blocks the requests that run are expected to take yet.
+"""Whether a waiting request may run beside those that run: now, and when all of them have grown.
 
 vLLM admits a request when its prompt fits into the pool now. That does for requests that mostly
 are their prompt. A compressed one holds a fraction of its prompt, so many of them are admitted,
-and what they generate outgrows the pool: each preemption then throws away a whole prefill.
+and what they generate outgrows the pool: each preemption then throws away a whole prefill. So the
+blocks are counted that compressed requests will hold when each of them ends, by a guess at its
+answer's length, and what has ended by then has given its own back. The idea, for whole requests,
+is that of the Past-Future scheduler (arXiv 2507.10150).
 """
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 
+import numpy as np
+from vllm.utils.math_utils import cdiv
 from vllm.v1.request import Request
 
 from headkv_vllm.engine.kv_cache import HeadKVManager
@@ -17,6 +23,22 @@ FIRST_GUESS = 1024
 """Tokens of an answer, as long as none has ended; a request's `max_tokens` is the most."""
 
 NUM_REMEMBERED = 64
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a compressed request holds, in blocks, and how it goes on.
+
+    num_tokens: so far, and at least its prompt. num_left: tokens that it is expected to generate
+    yet. held: now. reading: more that it takes until its prompt is complete. compressed: what it
+    holds for `num_tokens` tokens once its prompt is compressed.
+    """
+
+    num_tokens: int
+    num_left: int
+    held: int
+    reading: int
+    compressed: int
 
 
 class Admission:
@@ -30,20 +52,64 @@ class Admission:
         """The request has ended."""
         self._lengths.append(request.num_output_tokens)
 
-    def expected_growth(self, requests: Iterable[Request]) -> int:
-        """Blocks that the compressed ones of `requests` are expected to take yet."""
-        usual = self._usual_length()
-        return sum(
-            self._manager.growth(request.request_id, self._expected_tokens(request, usual))
-            for request in requests
-        )
+    def num_blocks(self, running: Iterable[Request], waiting: Request, num_missing: int) -> int:
+        """Blocks that must be free for `waiting` to run, which takes `num_missing` of them now.
 
-    def _expected_tokens(self, request: Request, usual: int) -> int:
-        """Prompt and answer. An answer longer than usual is expected to go on for a block."""
+        Requests that are not compressed count with what they hold now, as in vLLM.
+        """
+        courses = [course for one in running if (course := self._course(one))]
+        own = self._course(waiting)
+        if not courses:
+            return num_missing
+        now = num_missing + sum(course.reading for course in courses)
+        block_size = self._manager.block_size
+        if own:
+            later = peak([*courses, own], block_size)
+        else:
+            later = peak(courses, block_size) + num_missing
+        return max(now, later - sum(course.held for course in courses))
+
+    def _course(self, request: Request) -> Course | None:
+        budget = self._manager.budgets[request.request_id]
+        if not budget.compressed:
+            return None
+        block_size, held = self._manager.block_size, self._manager.num_held(request.request_id)
+        num_tokens = max(request.num_tokens, request.num_prompt_tokens)
+        whole = budget.num_compressed_blocks + cdiv(num_tokens, block_size)
+        compressed = whole - budget.num_full_blocks
+        is_read = request.num_computed_tokens >= request.num_prompt_tokens
+        reading = 0 if is_read else max(0, whole - held)
+        return Course(num_tokens, self._num_left(request), held, reading, compressed)
+
+    def _num_left(self, request: Request) -> int:
+        """An answer longer than usual is expected to go on for a block."""
+        usual = FIRST_GUESS
+        if self._lengths:
+            usual = cdiv(sum(self._lengths), len(self._lengths))
         answer = max(usual, request.num_output_tokens + self._manager.block_size)
-        return int(request.num_prompt_tokens + min(request.max_tokens, answer))
+        return int(min(request.max_tokens, answer)) - request.num_output_tokens
 
-    def _usual_length(self) -> int:
-        if not self._lengths:
-            return FIRST_GUESS
-        return -(-sum(self._lengths) // len(self._lengths))
+
+def peak(courses: list[Course], block_size: int) -> int:
+    """The most blocks that requests will hold at once, if each ends when it is expected to.
+
+    Only an end can be a peak: up to it all that are left grow by a token each step.
+    """
+    arrays = np.array([(c.num_tokens, c.num_left, c.compressed) for c in courses])
+    num_tokens, num_left, compressed = arrays.T
+    ends = num_left[:, None]
+    grown = -(-(num_tokens + ends) // block_size) - -(-num_tokens // block_size)
+    return int(np.where(num_left >= ends, compressed + grown, 0).sum(1).max())
+
+
+def peak_plain(courses: list[Course], block_size: int) -> int:
+    """Plain twin of `peak`: step by step."""
+    most = 0
+    for step in range(max(course.num_left for course in courses) + 1):
+        held = 0
+        for course in courses:
+            if course.num_left >= step:
+                blocks = cdiv(course.num_tokens + step, block_size)
+                held += course.compressed + blocks - cdiv(course.num_tokens, block_size)
+        most = max(most, held)
+    return most

@@ -69,8 +69,8 @@ class HeadKVManager(FullAttentionManager):
         super().__init__(*args, **kwargs)
         self.budgets: dict[str, RequestBudget] = {}
         self.num_freed_blocks = 0
-        self.expected_growth: Callable[[], int] = lambda: 0
-        """Blocks that are to stay free for the requests that run when another one is admitted."""
+        self.admission: Callable[[str, int], int] = lambda _, num_missing: num_missing
+        """Blocks that must be free for a waiting request to run, which now takes so many."""
 
     def announce(self, request_id: str, budget: RequestBudget) -> None:
         """Called once, before the first allocation."""
@@ -99,22 +99,23 @@ class HeadKVManager(FullAttentionManager):
     ) -> int:
         """Blocks that leave the pool's free list when `num_tokens` tokens get room.
 
-        apply_admission_cap: vLLM asks whether a waiting request may run. The answer then holds
-        what the running ones are expected to take yet, besides.
+        apply_admission_cap: vLLM asks whether a waiting request may run, and the answer is what
+        must be free for it: see `engine.admission`.
         """
         row = self.req_to_blocks.get(request_id)
         num_held = len(row) if row else HEADER_SIZE + len(new_computed_blocks)
         num_missing = max(0, self._row_length(request_id, num_tokens) - num_held)
-        num_reserved = self.expected_growth() if apply_admission_cap else 0
-        return num_missing + self._get_num_evictable_blocks(new_computed_blocks) + num_reserved
+        num_missing += self._get_num_evictable_blocks(new_computed_blocks)
+        return self.admission(request_id, num_missing) if apply_admission_cap else num_missing
 
-    def growth(self, request_id: str, num_tokens: int) -> int:
-        """Blocks that the row of a compressed request lacks for `num_tokens` tokens."""
-        if not self.budgets[request_id].compressed:
+    def num_held(self, request_id: str) -> int:
+        """Blocks of the pool in the request's row; header entries are none."""
+        row = self.req_to_blocks.get(request_id)
+        if not row:
             return 0
-        return max(
-            0, self._row_length(request_id, num_tokens) - len(self.req_to_blocks[request_id])
-        )
+        budget, first = self.budgets[request_id], self._num_leading_entries(request_id)
+        has_given_back = len(row) > first and row[first].is_null
+        return len(row) - HEADER_SIZE - (budget.num_full_blocks if has_given_back else 0)
 
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
@@ -180,7 +181,7 @@ class HeadKVManager(FullAttentionManager):
         if len(row) <= first or row[first].is_null:  # not begun, or given back already
             return
         if processed_computed_tokens >= budget.num_prompt_tokens:
-            num_held = self._num_held(request_id)
+            num_held = self.num_held(request_id)
             self._remove_blocks_in_range(request_id, first, first + budget.num_full_blocks)
             self.num_freed_blocks += budget.num_full_blocks
             logger.debug(
@@ -189,7 +190,7 @@ class HeadKVManager(FullAttentionManager):
                 request_id,
                 budget.num_prompt_tokens,
                 num_held,
-                self._num_held(request_id),
+                self.num_held(request_id),
             )
 
     def check_integrity(self) -> None:
@@ -203,15 +204,13 @@ class HeadKVManager(FullAttentionManager):
             assert self._has_header(request_id)
             header = [entry.block_id for entry in row[:HEADER_SIZE]]
             assert header == _header(budget)
+            assert self.num_held(request_id) == sum(not block.is_null for block in row)
             for block in row[HEADER_SIZE:num_leading]:
                 assert block.ref_cnt == 1 and block.block_hash is None and not block.is_null
                 assert owners.setdefault(block.block_id, request_id) == request_id
             num_private = budget.num_full_blocks if budget.compressed else len(row)
             for block in row[num_leading + num_private :]:
                 assert block.ref_cnt == 1 and block.block_hash is None and not block.is_null
-
-    def _num_held(self, request_id: str) -> int:
-        return sum(not block.is_null for block in self.req_to_blocks[request_id])
 
     def _num_leading_entries(self, request_id: str) -> int:
         return num_row_entries(self.budgets[request_id].num_compressed_blocks, 0)

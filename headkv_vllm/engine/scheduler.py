@@ -32,7 +32,7 @@ class _HeadKVMixin:
         (manager,) = self.kv_cache_manager.coordinator.single_type_managers  # type: ignore[attr-defined]
         self._manager: HeadKVManager = manager
         self._admission = Admission(manager)
-        manager.expected_growth = lambda: self._admission.expected_growth(self.running)  # type: ignore[attr-defined]
+        manager.admission = self._num_blocks_to_admit
         table = WorkerTable.open(table_path(vllm_config))
         self._cache_stats = CacheStats(manager, read_scores(vllm_config).size, table)
 
@@ -44,6 +44,10 @@ class _HeadKVMixin:
             if budget.compressed:
                 _end_hashes(request, budget.num_full_blocks)
         super().add_request(request)  # type: ignore[misc]
+
+    def _num_blocks_to_admit(self, request_id: str, num_missing: int) -> int:
+        running, waiting = self.running, self.requests[request_id]  # type: ignore[attr-defined]
+        return self._admission.num_blocks(running, waiting, num_missing)
 
     def _budget(self, request: Request) -> RequestBudget:
         block_size, settings = self._manager.block_size, self._request_settings(request)
