@@ -103,8 +103,8 @@ def measure(case: Case, num_rounds: int) -> Steps:
             side(stepping.add_requests, case.num_requests, length, most_tokens, 0, asked)
             side(stepping.prefill)
         rounds = [
-            {name: turn(side) for name, side in engines.items()}
-            for _ in track(range(num_rounds), case.title)
+            {name: turn(engines[name]) for name in (NAMES if index % 2 else NAMES[::-1])}
+            for index in track(range(num_rounds), case.title)
         ]
     return Steps(case, {name: tuple(each[name] for each in rounds) for name in NAMES})
 

@@ -50,7 +50,8 @@ def measure(
     num_blocks = num_requests * (sum(num_tokens) // BLOCK_SIZE + 1) + 1
     with sides(SIDES, "8-layer", 1024, 16, num_gpu_blocks_override=num_blocks) as engines:
         for index in track(range(num_rounds + 1), "rounds"):
-            for name in SIDES if index % 2 else SIDES[::-1]:
+            turn = index % len(SIDES)  # each side is next to each other one, and first, in turn
+            for name in SIDES[turn:] + SIDES[:turn]:
                 speed = throughput(engines[name], num_requests, num_tokens, seed=index)
                 if index:  # the first is a warm-up
                     found[name].append(speed)

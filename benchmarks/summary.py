@@ -2,6 +2,7 @@
 """Gathers the bars of all results on one page."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -24,11 +25,12 @@ def main(
     """Write summary.md from the results that are there."""
     files = [out / f"{name}.json" for name in NAMES]
     results = [json.loads(file.read_text()) for file in files if file.is_file()]
-    (out / "summary.md").write_text(page(results))
+    missing = [file.stem for file in files if not file.is_file()]
+    (out / "summary.md").write_text(page(results, missing))
 
 
-def page(results: list[dict[str, Any]]) -> str:
-    """results: what `Report.write` wrote."""
+def page(results: list[dict[str, Any]], missing: Sequence[str] = ()) -> str:
+    """results: what `Report.write` wrote. missing: benchmarks that left nothing."""
     links = [
         [f"[{found['question']}]({found['name']}.md)", f"`{found['command']}`"] for found in results
     ]
@@ -37,6 +39,7 @@ def page(results: list[dict[str, Any]]) -> str:
         for found in results
         for bar in found["bars"]
     ]
+    lines += [[name, "", "", "", "not measured"] for name in missing]
     machines = {_machine(found["machine"]) for found in results}
     return (
         "\n\n".join(

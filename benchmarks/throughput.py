@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clients against two real servers in pools of one size: where compression pays, and where not."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, pairwise
+from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.progress import track
 
 from benchmarks.harness.command import Out, Quick, command_line
 from benchmarks.harness.pictures import lines
@@ -140,15 +139,18 @@ def shared_case(sizes: Sizes) -> Case:
     return Case("shared prompt", load, sizes.budget)
 
 
-def run_all(bench: Bench, sizes: Sizes) -> list[Result]:
+def run_all(bench: Bench, sizes: Sizes) -> Iterator[Result]:
     """The cases in the order of the report; the rates depend on what the crossover measures."""
-    results = [bench.run(main_case(sizes))]
-    results += [bench.run(case) for case in track(crossover_cases(sizes), "prompt length")]
-    lengths = {one.case.load.prompt_tokens: one for one in results[1:]}
-    stock_rate = lengths[sizes.rate_length].outcomes["stock"].requests_rate
-    results += [bench.run(case) for case in track(rate_cases(sizes, stock_rate), "rate")]
-    results.append(bench.run(shared_case(sizes)))
-    return results
+    yield bench.run(main_case(sizes))
+    yield bench.run(shared_case(sizes))
+    stock_rate = 0.0
+    for case in crossover_cases(sizes):
+        result = bench.run(case)
+        yield result
+        if case.load.prompt_tokens == sizes.rate_length:
+            stock_rate = result.outcomes["stock"].requests_rate
+    for case in rate_cases(sizes, stock_rate):
+        yield bench.run(case)
 
 
 def crossover(points: Sequence[tuple[float, float]]) -> float | None:
@@ -209,9 +211,11 @@ def main(
     arguments = ["--num-gpu-blocks-override", str(sizes.num_blocks)]
     arguments += ["--max-num-seqs", str(sizes.main.clients), "--watermark", str(watermark)]
     with servers(SIDES, shape, sizes.max_model_len, *arguments) as started:
-        bench = Bench(started)
-        results = [bench.run(main_case(sizes))] if only_main else run_all(bench, sizes)
-    write(sizes, results, out)
+        results: list[Result] = []
+        for result in islice(run_all(Bench(started), sizes), 1 if only_main else None):
+            results.append(result)
+            write(sizes, results, out)  # what there is, should a long run be cut short
+            typer.echo(f"{result.case.name}, {result.case.load.prompt_tokens}: {result.ratio:.2f}")
 
 
 def write(sizes: Sizes, results: Sequence[Result], out: Path) -> None:

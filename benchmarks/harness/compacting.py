@@ -3,37 +3,39 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 _seconds: list[float] = []
-_resident: list[int] = []
+_rises: list[int] = []
 
 
-def watch(llm: Any) -> None:
-    """Take the time of every layer's compaction from now on."""
-    from headkv_vllm.engine.backends import cpu_attention
-
-    compress = cpu_attention.compress
+def watch(llm: Any, what: Literal["time", "memory"]) -> None:
+    """Watch every layer's compaction from now on; looking at memory takes time itself."""
+    from headkv_vllm.engine.backends import cpu_attention, cpu_compaction
 
     def timed(*arguments: Any) -> None:
         start = time.perf_counter()
-        compress(*arguments)
+        cpu_compaction.compress(*arguments)
         _seconds.append(time.perf_counter() - start)
 
-    cpu_attention.compress = timed
+    def weighed(*arguments: Any) -> None:
+        # Linux forgets the peak of resident memory when 5 is written here.
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _memory("VmRSS")
+        cpu_compaction.compress(*arguments)
+        _rises.append(_memory("VmHWM") - before)
 
-
-def begin(llm: Any) -> None:
-    """Forget what was seen so far, and the peak of resident memory."""
+    cpu_attention.compress = timed if what == "time" else weighed
     _seconds.clear()
-    # Linux forgets the peak of resident memory when 5 is written here.
-    Path("/proc/self/clear_refs").write_text("5")
-    _resident[:] = [_memory("VmRSS")]
+    _rises.clear()
 
 
-def end(llm: Any) -> tuple[float, int]:
-    """Since `begin`: seconds of compaction, and the bytes by which resident memory rose."""
-    return sum(_seconds), _memory("VmHWM") - _resident[0]
+def take(llm: Any) -> tuple[float, int]:
+    """Since the last call: the seconds, and the most bytes that resident memory rose by."""
+    taken = sum(_seconds), max(_rises, default=0)
+    _seconds.clear()
+    _rises.clear()
+    return taken
 
 
 def _memory(name: str) -> int:

@@ -29,11 +29,13 @@ def _field(path: str, name: str) -> str:
 def _commit() -> str:
     """Of the checkout; with a mark where it has changes to what is measured."""
     folder = Path(__file__).parents[2]
-    command = ["git", "-C", str(folder)]
-    head = subprocess.run(
-        [*command, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
-    changed = subprocess.run(
-        [*command, "diff", "--quiet", "HEAD", "--", "headkv_vllm"], check=False
-    )
-    return head.stdout.strip() + (" and changes" if changed.returncode else "") or "unknown"
+    if not (folder / ".git").exists():
+        return "unknown"
+    head = _git(folder, "rev-parse", "--short", "HEAD")
+    is_changed = _git(folder, "status", "--porcelain", "headkv_vllm")
+    return f"{head} and changes" if is_changed else head
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -33,7 +33,7 @@ class Bar:
         """Text, bound, measured value and verdict, for a table."""
         verdict = {None: "not measured", True: "holds", False: "**falls short**"}[self.holds]
         sign = "at most" if self.at_most else "at least"
-        measured = "" if self.value is None else f"{self.value:.3g}"
+        measured = "" if self.value is None else f"{self.value:.4g}"
         return self.text, f"{sign} {self.limit:g}", measured, verdict
 
 
@@ -84,4 +84,6 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _shown(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)

@@ -46,12 +46,12 @@ def test_a_bar_says_whether_it_holds(value, at_most, holds, shown):
     bar = Bar("of this", value, 1.05, at_most)
     assert bar.holds is holds
     assert bar.cells[0] == "of this" and bar.cells[3] == shown
-    assert bar.cells[2] == ("" if value is None else f"{value:.3g}")
+    assert bar.cells[2] == ("" if value is None else f"{value:.4g}")
 
 
 def test_a_table_leaves_cells_empty_that_have_no_value():
     lines = table(("a", "b"), [(1, None), (12345.678, "x")]).splitlines()
-    assert lines == ["| a | b |", "| --- | --- |", "| 1 |  |", "| 1.235e+04 | x |"]
+    assert lines == ["| a | b |", "| --- | --- |", "| 1 |  |", "| 12,346 | x |"]
 
 
 def test_a_report_can_be_read_by_people_and_by_the_summary(tmp_path):

@@ -96,7 +96,7 @@ def test_rates_lie_below_at_and_above_what_stock_answers():
 
 def test_both_sides_get_the_same_prompts_and_no_case_those_of_another():
     headkv, stock = FakeServer(300), FakeServer(100)
-    results = run_all(Bench({"headkv": headkv, "stock": stock}), FULL)
+    results = list(run_all(Bench({"headkv": headkv, "stock": stock}), FULL))
     assert [load for load, _ in headkv.sent] == [load for load, _ in stock.sent]
     assert len({load.seed for load, _ in stock.sent}) == len(results)
     assert {budget for _, budget in stock.sent} == {None}
