@@ -35,7 +35,7 @@ class Case:
     most: float
 
 
-CASES = (Case(1024, 20, 1.10), Case(8192, 8, 1.03), Case(16384, 3, 1.03))
+CASES = (Case(1024, 20, 1.10), Case(8192, 6, 1.03), Case(16384, 3, 1.03))
 QUICK = (Case(512, 2, 1.5),)
 
 
