@@ -39,9 +39,10 @@ def dealt_out(llm: Any) -> list[list[tuple[int, list[list[int]]]]]:
 
 def _dealt_out_here(worker: Any) -> list[tuple[int, list[list[int]]]]:
     ((group,),) = worker.model_runner.attn_groups
-    allotments = group.get_metadata_builder()._planner._allotments
-    allotments.check_integrity()
-    return [(k, dealt.tolist()) for (_, k, _), dealt in allotments._kept.items()]
+    builder = group.get_metadata_builder()
+    builder._planner.check_integrity()
+    builder._allotments.check_integrity()
+    return [(k, dealt.tolist()) for (_, k, _), dealt in builder._allotments._kept.items()]
 
 
 def part_right(engine: EngineProcess) -> float:
