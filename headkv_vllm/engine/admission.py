@@ -44,8 +44,9 @@ class Course:
 class Admission:
     """Guesses how far requests will grow, from how long the last answers were."""
 
-    def __init__(self, manager: HeadKVManager) -> None:
-        self._manager = manager
+    def __init__(self, manager: HeadKVManager, max_num_batched_tokens: int) -> None:
+        """max_num_batched_tokens: of a step."""
+        self._manager, self._tokens_of_a_step = manager, max_num_batched_tokens
         self._lengths: deque[int] = deque(maxlen=NUM_REMEMBERED)
 
     def record(self, request: Request) -> None:
@@ -61,7 +62,10 @@ class Admission:
         own = self._course(waiting)
         if not courses:
             return num_missing
-        now = num_missing + sum(course.reading for course in courses)
+        # Until the waiting one has been read and gives its prompt back, the others grow.
+        num_steps = cdiv(waiting.num_tokens, self._tokens_of_a_step) + 2
+        soon = sum(self._growth(course, num_steps) for course in courses)
+        now = num_missing + soon + sum(course.reading for course in courses)
         block_size = self._manager.block_size
         if own:
             later = peak([*courses, own], block_size)
@@ -80,6 +84,11 @@ class Admission:
         is_read = request.num_computed_tokens >= request.num_prompt_tokens
         reading = 0 if is_read else max(0, whole - held)
         return Course(num_tokens, self._num_left(request), held, reading, compressed)
+
+    def _growth(self, course: Course, num_steps: int) -> int:
+        """Blocks that a request takes in the next `num_steps` steps."""
+        size, num_tokens = self._manager.block_size, course.num_tokens
+        return cdiv(num_tokens + min(num_steps, course.num_left), size) - cdiv(num_tokens, size)
 
     def _num_left(self, request: Request) -> int:
         """An answer longer than usual is expected to go on for a block."""
