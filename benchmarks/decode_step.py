@@ -18,7 +18,7 @@ from benchmarks.harness import stepping
 from benchmarks.harness.command import Out, Quick, command_line
 from benchmarks.harness.pairs import Pairs
 from benchmarks.harness.pictures import grouped_bars
-from benchmarks.harness.report import Bar, Report
+from benchmarks.harness.report import RESULTS, Bar, Report
 from benchmarks.harness.sides import BLOCK_SIZE, Side, SideName, sides
 
 NAMES: tuple[SideName, ...] = ("headkv", "twin", "stock")
@@ -71,13 +71,13 @@ class Steps:
 
     @property
     def row(self) -> dict[str, Any]:
-        twin, low_high = self.against("twin"), self.against("twin").quartiles
+        twin = self.against("twin")
         milliseconds = {f"{name}, ms": self.milliseconds(name) for name in NAMES}
         return {
             "requests x prompt": self.case.title,
             **milliseconds,
             "headkv / twin": twin.ratio,
-            "half of the rounds": "{:.3f} to {:.3f}".format(*low_high),
+            "half of the rounds": twin.spread,
             "stock / headkv": self.stock_ratio,
         }
 
@@ -128,7 +128,7 @@ def turn(side: Side) -> float:
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine.")] = 12,
     quick: Quick = False,
-    out: Out = Path("benchmarks/results"),
+    out: Out = RESULTS,
 ) -> None:
     """Measure decode steps of headkv, of stock vLLM, and of stock vLLM with short prompts."""
     measured: list[Steps] = []

@@ -2,7 +2,6 @@
 """What the plugin costs where it does not compress: the same work on headkv and on stock vLLM."""
 
 from itertools import chain
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from rich.progress import track
 from benchmarks.harness import stepping
 from benchmarks.harness.command import Out, Quick, command_line
 from benchmarks.harness.pairs import Pairs
-from benchmarks.harness.report import Bar, Report
+from benchmarks.harness.report import RESULTS, Bar, Report
 from benchmarks.harness.sides import BLOCK_SIZE, Side, SideName, sides
 
 SIDES: tuple[SideName, ...] = ("off", "headkv", "stock")
@@ -31,13 +30,12 @@ def throughput(side: Side, num_requests: int, num_tokens: tuple[int, int], seed:
 
 
 def row(name: str, pairs: Pairs) -> dict[str, Any]:
-    low, high = pairs.quartiles
     return {
         "headkv": name,
         "tokens/s": median(pairs.ours),
         "stock, tokens/s": median(pairs.theirs),
         "headkv / stock": pairs.ratio,
-        "half of the rounds": f"{low:.3f} to {high:.3f}",
+        "half of the rounds": pairs.spread,
     }
 
 
@@ -62,7 +60,7 @@ def main(
     starts: Annotated[int, typer.Option(min=1, help="How often the engines are started.")] = 3,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine per start.")] = 4,
     quick: Quick = False,
-    out: Out = Path("benchmarks/results"),
+    out: Out = RESULTS,
 ) -> None:
     """Measure the throughput of headkv, where nothing is compressed, against stock vLLM's."""
     num_requests, num_tokens = (2, (64, 8)) if quick else (16, (512, 128))

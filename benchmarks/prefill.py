@@ -6,7 +6,6 @@ is that of the engine's steps until it is there.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
@@ -17,7 +16,7 @@ from benchmarks.harness import compacting, stepping
 from benchmarks.harness.command import Out, Quick, command_line
 from benchmarks.harness.pairs import Pairs
 from benchmarks.harness.pictures import grouped_bars
-from benchmarks.harness.report import Bar, Report
+from benchmarks.harness.report import RESULTS, Bar, Report
 from benchmarks.harness.shapes import SHAPES
 from benchmarks.harness.sides import BLOCK_SIZE, Side, SideName, sides
 
@@ -54,7 +53,6 @@ class Prefill:
 
     @property
     def row(self) -> dict[str, Any]:
-        low, high = self.seconds.quartiles
         share = median(
             part / whole for part, whole in zip(self.compaction, self.seconds.ours, strict=True)
         )
@@ -63,7 +61,7 @@ class Prefill:
             "headkv, ms": 1e3 * median(self.seconds.ours),
             "stock, ms": 1e3 * median(self.seconds.theirs),
             "headkv / stock": self.seconds.ratio,
-            "half of the pairs": f"{low:.3f} to {high:.3f}",
+            "half of the pairs": self.seconds.spread,
             "compressing, ms": 1e3 * median(self.compaction),
             "of headkv's time, %": 100 * share,
             "memory while compressing, MiB": self.peak / MIB,
@@ -121,7 +119,7 @@ def main(
         typer.Option(min=1, help="Prompts of each length; fewer of long ones if not set."),
     ] = None,
     quick: Quick = False,
-    out: Out = Path("benchmarks/results"),
+    out: Out = RESULTS,
 ) -> None:
     """Measure the time to the first token of headkv and of stock vLLM."""
     cases = QUICK if quick else CASES

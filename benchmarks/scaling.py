@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How costs grow: decode steps with the batch, compression with the prompt, planning with heads."""
 
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -9,11 +8,11 @@ import torch
 import typer
 from rich.progress import track
 
-from benchmarks.harness import planning_share, stepping
+from benchmarks.harness import parts_of_step, stepping
 from benchmarks.harness.command import Out, Quick, command_line
 from benchmarks.harness.components import Compacting, Planning
 from benchmarks.harness.pictures import lines
-from benchmarks.harness.report import Bar, Report
+from benchmarks.harness.report import RESULTS, Bar, Report
 from benchmarks.harness.sides import BLOCK_SIZE, SideName, sides
 
 NAMES: tuple[SideName, ...] = ("headkv", "twin", "stock")
@@ -76,18 +75,18 @@ def share_of_metadata(num_requests: int, num_prompt_tokens: int, budget: int) ->
         asked = {"headkv_budget": budget}
         side(stepping.add_requests, num_requests, num_prompt_tokens, 250, 0, asked)
         side(stepping.prefill)
-        side(planning_share.watch)
+        side(parts_of_step.watch, "metadata")
         steps = side(stepping.decode, 3 * BLOCK_SIZE)
-        builds = side(planning_share.seconds)
+        seconds = side(parts_of_step.seconds)["metadata"]
     return {
         "requests": num_requests,
         "step, ms": 1e3 * median(steps),
-        "metadata, ms": 1e3 * sum(builds) / len(builds),
-        "share, %": 100 * sum(builds) / sum(steps),
+        "metadata, ms": 1e3 * seconds / len(steps),
+        "share, %": 100 * seconds / sum(steps),
     }
 
 
-def main(quick: Quick = False, out: Out = Path("benchmarks/results")) -> None:
+def main(quick: Quick = False, out: Out = RESULTS) -> None:
     """Measure how the costs of headkv grow with requests, prompt lengths, layers and heads."""
     torch.set_num_threads(1)
     by_prompt = prompts([1024] if quick else [1024 * 2**n for n in range(7)])

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a decode step's time goes: compressed requests beside stock vLLM's short ones."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +8,7 @@ from rich.progress import track
 
 from benchmarks.harness import parts_of_step, stepping
 from benchmarks.harness.command import Out, Quick, command_line
-from benchmarks.harness.report import Report
+from benchmarks.harness.report import RESULTS, Report
 from benchmarks.harness.sides import BLOCK_SIZE, SideName, sides
 
 NAMES: tuple[SideName, ...] = ("headkv", "twin")
@@ -47,7 +46,7 @@ def profile(
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine.")] = 15,
     quick: Quick = False,
-    out: Out = Path("benchmarks/results"),
+    out: Out = RESULTS,
 ) -> None:
     """Take a decode step of 8 requests apart, of 1,024 tokens and a budget of 512."""
     found = profile(*((2, 256, 128, 1) if quick else (8, 1024, 512, rounds)))

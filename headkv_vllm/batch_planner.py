@@ -27,6 +27,7 @@ from headkv_vllm.block_row import (
     slot_mapping,
     token_block_table,
 )
+from headkv_vllm.budgets.request import full_blocks
 from headkv_vllm.head_tables import HeadTables
 from headkv_vllm.row_allotments import RowAllotments
 
@@ -66,10 +67,10 @@ class BatchPlanner:
         slots = torch.from_numpy(slot_mapping(rows, requests, positions, self._block_size))
         if not num_compressed_blocks(rows).any():
             return Batch(slots, self._all_whole(block_table, query_start_loc, seq_lens), (), None)
-        if len(positions) == len(rows) and _is_by_head(rows, positions).all():
+        is_by_head = _is_by_head(rows, requests, positions)
+        if len(positions) == len(rows) and is_by_head.all():
             return Batch(slots, None, (), self._all_by_head(rows, ends))
         counts = count_tokens(rows, query_lens, ends)
-        is_by_head = positions >= (ends - counts.by_head)[requests]
         return Batch(
             slots,
             self._whole(block_table, query_start_loc, seq_lens, counts, is_by_head),
@@ -167,7 +168,7 @@ class BatchPlanner:
         return Compression(
             offset + length - self._window,
             length,
-            int(self._allotments.num_full_blocks(row[None])[0]) * self._block_size,
+            full_blocks(length, self._window, self._block_size) * self._block_size,
             torch.from_numpy(row[first : first + num_blocks]).long(),
             tuple(compressed_blocks(row).tolist()),
             policy,
@@ -184,9 +185,10 @@ class BatchPlanner:
         return torch.split(slots.flatten(), per_layer)
 
 
-def _is_by_head(rows: IntArray, positions: IntArray) -> BoolArray:
-    """Of each request's token, whether it follows a compressed prompt."""
-    return (num_compressed_blocks(rows) > 0) & (positions >= num_prompt_tokens(rows))
+def _is_by_head(rows: IntArray, requests: IntArray, positions: IntArray) -> BoolArray:
+    """Of each token, by its request and its position there, whether it is by head."""
+    is_compressed = num_compressed_blocks(rows) > 0
+    return is_compressed[requests] & (positions >= num_prompt_tokens(rows)[requests])
 
 
 def _tokens(starts: IntArray, computed: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:

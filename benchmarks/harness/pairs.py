@@ -33,3 +33,8 @@ class Pairs:
             return self.ratio, self.ratio
         first, _, last = quantiles(self.ratios, n=4, method="inclusive")
         return first, last
+
+    @property
+    def spread(self) -> str:
+        """The quartiles, for a table."""
+        return "{:.3f} to {:.3f}".format(*self.quartiles)

@@ -29,9 +29,9 @@ NUM_REMEMBERED = 64
 class Course:
     """What a compressed request holds, in blocks, and how it goes on.
 
-    num_tokens: so far, and at least its prompt. num_left: tokens that it is expected to generate
-    yet. held: now. reading: more that it takes until its prompt is complete. compressed: what it
-    holds for `num_tokens` tokens once its prompt is compressed.
+    num_tokens: of its prompt and its answer so far. num_left: tokens that it is expected to
+    generate yet. held: now. reading: more that it takes until its prompt is complete. compressed:
+    what it holds for `num_tokens` tokens once its prompt is compressed.
     """
 
     num_tokens: int
@@ -48,10 +48,12 @@ class Admission:
         """max_num_batched_tokens: of a step."""
         self._manager, self._tokens_of_a_step = manager, max_num_batched_tokens
         self._lengths: deque[int] = deque(maxlen=NUM_REMEMBERED)
+        self._usual = FIRST_GUESS
 
     def record(self, request: Request) -> None:
         """The request has ended."""
         self._lengths.append(request.num_output_tokens)
+        self._usual = cdiv(sum(self._lengths), len(self._lengths))
 
     def num_blocks(self, running: Iterable[Request], waiting: Request, num_missing: int) -> int:
         """Blocks that must be free for `waiting` to run, which takes `num_missing` of them now.
@@ -59,7 +61,6 @@ class Admission:
         Requests that are not compressed count with what they hold now, as in vLLM.
         """
         courses = [course for one in running if (course := self._course(one))]
-        own = self._course(waiting)
         if not courses:
             return num_missing
         # Until the waiting one has been read and gives its prompt back, the others grow.
@@ -67,7 +68,7 @@ class Admission:
         soon = sum(self._growth(course, num_steps) for course in courses)
         now = num_missing + soon + sum(course.reading for course in courses)
         block_size = self._manager.block_size
-        if own:
+        if own := self._course(waiting):
             later = peak([*courses, own], block_size)
         else:
             later = peak(courses, block_size) + num_missing
@@ -78,12 +79,11 @@ class Admission:
         if not budget.compressed:
             return None
         block_size, held = self._manager.block_size, self._manager.num_held(request.request_id)
-        num_tokens = max(request.num_tokens, request.num_prompt_tokens)
-        whole = budget.num_compressed_blocks + cdiv(num_tokens, block_size)
+        whole = budget.num_compressed_blocks + cdiv(request.num_tokens, block_size)
         compressed = whole - budget.num_full_blocks
         is_read = request.num_computed_tokens >= request.num_prompt_tokens
         reading = 0 if is_read else max(0, whole - held)
-        return Course(num_tokens, self._num_left(request), held, reading, compressed)
+        return Course(request.num_tokens, self._num_left(request), held, reading, compressed)
 
     def _growth(self, course: Course, num_steps: int) -> int:
         """Blocks that a request takes in the next `num_steps` steps."""
@@ -92,10 +92,7 @@ class Admission:
 
     def _num_left(self, request: Request) -> int:
         """An answer longer than usual is expected to go on for a block."""
-        usual = FIRST_GUESS
-        if self._lengths:
-            usual = cdiv(sum(self._lengths), len(self._lengths))
-        answer = max(usual, request.num_output_tokens + self._manager.block_size)
+        answer = max(self._usual, request.num_output_tokens + self._manager.block_size)
         return int(min(request.max_tokens, answer)) - request.num_output_tokens
 
 

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import pytest
@@ -135,20 +136,30 @@ def test_requests_at_once_add_up(server: Server) -> None:
     wait_for(lambda: expected(lengths).items() <= growth(server, before).items())
 
 
-def test_gauges_agree_with_the_pool_while_requests_come_in(server: Server) -> None:
-    """While prompts are read: steps that only generate are so short with this model that vLLM's
-    API server has no time for /metrics."""
-    held, num_requests = plan(1000), 24
+def test_gauges_agree_with_the_pool_while_requests_come_and_go(server: Server) -> None:
+    """Clients keep asking until enough has been read: steps that only generate are so short with
+    this model that vLLM's API server finds time for /metrics between prompts only."""
+    held = plan(1000)
     readings: list[dict[str, float]] = []
+    ended = Event()
+
+    def ask_on() -> None:
+        while not ended.is_set():
+            assert ask(server, 1000, max_tokens=200).usage.completion_tokens == 200
 
     def enough() -> bool:
         readings.append({sample.name: sample.value for sample in server.samples()})
-        return readings[-1]["headkv:live_compressed_requests"] >= num_requests // 3
+        most_live = max(now["headkv:live_compressed_requests"] for now in readings)
+        return most_live >= 2 and len({now["headkv:blocks_in_use"] for now in readings}) >= 5
 
-    with ThreadPoolExecutor(num_requests) as threads:
-        answers = [threads.submit(ask, server, 1000, max_tokens=200) for _ in range(num_requests)]
-        wait_for(enough)
-    assert all(answer.result().usage.completion_tokens == 200 for answer in answers)
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(ask_on) for _ in range(8)]
+        try:
+            wait_for(enough, seconds=120)
+        finally:
+            ended.set()
+    for client in asked:
+        client.result()
     (info,) = (s for s in server.samples() if s.name == "vllm:cache_config_info")
     num_blocks = int(info.labels["num_gpu_blocks"]) - 1
     num_heads = sum(len(row) for row in held.head_blocks)
@@ -161,7 +172,6 @@ def test_gauges_agree_with_the_pool_while_requests_come_in(server: Server) -> No
         being_read = now["vllm:num_requests_running"] - live
         extra = being_read * held.num_compressed_blocks
         assert now["headkv:stock_blocks"] - in_use == saved - extra
-    assert len({now["headkv:blocks_in_use"] for now in readings}) >= 3
 
 
 @pytest.mark.parametrize("name", [name for name in GAUGES if name != "headkv:plan_cache_size"])
