@@ -9,6 +9,7 @@ prompt in between. A resumed request's step may do all three.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -47,13 +48,18 @@ class HeadTokens:
     rows: [num_tokens * H] places in the batch's queries, seen as [num_tokens * H, G, D]
         (H KV heads of G query heads each).
     query_start_loc: [num_reqs * H + 1] int32, of those rows.
-    seq_lens: L x [num_reqs * H] int32. block_tables: L x [num_reqs * H, width] int32.
+    seq_lens: [L, num_reqs * H] int32. block_tables: L x [num_reqs * H, width] int32.
     """
 
     rows: Indices
     query_start_loc: torch.Tensor
-    seq_lens: tuple[torch.Tensor, ...]
+    seq_lens: torch.Tensor
     block_tables: tuple[torch.Tensor, ...]
+
+    @cached_property
+    def layer_seq_lens(self) -> tuple[torch.Tensor, ...]:
+        """L x [num_reqs * H] int32, views of `seq_lens`."""
+        return self.seq_lens.unbind()
 
 
 @dataclass(frozen=True)

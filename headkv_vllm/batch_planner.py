@@ -28,6 +28,7 @@ from headkv_vllm.block_row import (
     token_block_table,
 )
 from headkv_vllm.budgets.request import full_blocks
+from headkv_vllm.decode_run import DecodeRun
 from headkv_vllm.head_tables import HeadTables
 from headkv_vllm.row_allotments import RowAllotments
 
@@ -49,6 +50,7 @@ class BatchPlanner:
         self._tables = HeadTables(allotments, num_layers, num_kv_heads, block_size)
         self._num_kv_heads = num_kv_heads
         self._block_size, self._window = block_size, window
+        self._decode_run: DecodeRun | None = None
 
     def plan(
         self, block_table: torch.Tensor, query_start_loc: torch.Tensor, seq_lens: torch.Tensor
@@ -59,8 +61,12 @@ class BatchPlanner:
         seq_lens: [num_reqs] int32, the tokens of each request up to the end of this step.
         Under an adaptive policy no step completes a prompt and goes on with its request by head:
         what the heads keep is decided too late for it to be planned.
+        Returns the last step's batch, changed in place, where this step only goes on with it.
         """
         rows, starts, ends = (t.numpy() for t in (block_table, query_start_loc, seq_lens))
+        if self._decode_run and (batch := self._decode_run.advance(rows, starts, ends)):
+            return batch
+        self._decode_run = None
         query_lens = starts[1:] - starts[:-1]
         computed = ends - query_lens
         requests, positions = _tokens(starts, computed, ends)
@@ -69,7 +75,9 @@ class BatchPlanner:
             return Batch(slots, self._all_whole(block_table, query_start_loc, seq_lens), (), None)
         is_by_head = _is_by_head(rows, requests, positions)
         if len(positions) == len(rows) and is_by_head.all():
-            return Batch(slots, None, (), self._all_by_head(rows, ends))
+            batch = Batch(slots, None, (), self._all_by_head(rows, ends))
+            self._decode_run = DecodeRun(batch, rows, starts, ends, self._block_size)
+            return batch
         counts = count_tokens(rows, query_lens, ends)
         return Batch(
             slots,

@@ -29,11 +29,11 @@ class HeadTables:
         self._generation = allotments.live.generation
         self._make_room(0, 0)
 
-    def update(self, rows: IntArray, seq_lens: IntArray) -> tuple[PerLayer, PerLayer]:
-        """Lengths and tables for one step, each as one tensor per layer.
+    def update(self, rows: IntArray, seq_lens: IntArray) -> tuple[torch.Tensor, PerLayer]:
+        """Lengths and tables for one step.
 
         rows: [num_reqs, width] int32. seq_lens: [num_reqs] int32, tokens of each request.
-        Returns seq_lens, L x [num_reqs * H] int32, and block tables, L x [num_reqs * H, width]
+        Returns seq_lens, [L, num_reqs * H] int32, and block tables, L x [num_reqs * H, width]
         int32, as `head_seq_lens` and `head_block_tables` make them; but entries past a head's
         length have no meaning. The tables are views of what the next call changes.
         """
@@ -51,7 +51,7 @@ class HeadTables:
             stale = np.flatnonzero(~is_kept)
             self._rebuild(stale, rows[stale], seq_lens[stale])
         lengths = self._lengths[:, :num_reqs] + torch.from_numpy(seq_lens)[:, None]
-        return lengths.flatten(1).unbind(), self._views(num_reqs)
+        return lengths.flatten(1), self._views(num_reqs)
 
     def check_integrity(self) -> None:
         """What is kept is what would be made now."""

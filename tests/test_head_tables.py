@@ -91,7 +91,7 @@ class Decoding(RuleBasedStateMachine):
         full = torch.from_numpy(self.allotments.num_full_blocks(rows))
         arguments = (dealt, full, torch.from_numpy(seq_lens), BLOCK_SIZE)
         expected = head_block_tables_plain(torch.from_numpy(rows), *arguments)
-        assert torch.equal(torch.stack(lengths), head_seq_lens(*arguments))
+        assert torch.equal(lengths, head_seq_lens(*arguments))
         for layer, table in enumerate(tables):
             for head, length in enumerate(lengths[layer].tolist()):
                 num_blocks = -(-length // BLOCK_SIZE)

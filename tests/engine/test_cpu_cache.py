@@ -159,10 +159,14 @@ def test_heads_as_sequences_attend_what_each_was_dealt(
     expected = attend_plain(query, flat, starts, lengths, tables, isa, scale=head_size**-0.5)
     tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-5
     torch.testing.assert_close(output.float(), expected, atol=tolerance, rtol=tolerance)
+    # The same schedule does for all lengths that end in the same blocks.
+    ends = -(-lengths // block_size) * block_size
+    again = attend(query, flat, starts, lengths, tables, isa, head_size**-0.5, scheduled=ends)
+    assert torch.equal(again, output)
 
 
-def attend(query, flat, starts, lengths, tables, isa, scale):
-    """vLLM's kernel, as `HeadKVCpuImpl` calls it."""
+def attend(query, flat, starts, lengths, tables, isa, scale, scheduled=None):
+    """vLLM's kernel, as `HeadKVCpuImpl` calls it. scheduled: lengths for the schedule."""
     output = torch.full_like(query, float("nan"))
     key_cache, value_cache = split_key_value(flat)
     schedule = ops.cpu_attn_get_scheduler_metadata(
@@ -170,7 +174,7 @@ def attend(query, flat, starts, lengths, tables, isa, scale):
         num_heads=query.shape[1],
         num_kv_heads=1,
         head_dim=query.shape[2],
-        seq_lens=lengths,
+        seq_lens=lengths if scheduled is None else scheduled,
         dtype=query.dtype,
         query_start_loc=starts,
         causal=True,

@@ -99,7 +99,10 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
     ) -> None:
         # The query is a strided part of a projection's output, so this copies its rows.
         shape = (-1, self.num_queries_per_kv, self.head_size)
-        seq_lens, block_table = by_head.seq_lens[layer_index], by_head.block_tables[layer_index]
+        seq_lens, block_table = (
+            by_head.layer_seq_lens[layer_index],
+            by_head.block_tables[layer_index],
+        )
         schedule = attn_metadata.head_schedules[layer_index]
         query, output = query.reshape(shape), output.view(shape)
         self._attend(query, cache, by_head, by_head.rows, seq_lens, block_table, schedule, output)

@@ -81,6 +81,7 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
             block_size,
             window,
         )
+        self._last: HeadKVCpuMetadata | None = None
 
     def build(
         self,
@@ -94,6 +95,11 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
             common_attn_metadata.query_start_loc,
             common_attn_metadata.seq_lens,
         )
+        if self._last is None or self._last.batch is not batch:
+            self._last = self._metadata(batch)
+        return self._last
+
+    def _metadata(self, batch: Batch) -> HeadKVCpuMetadata:
         for compression in batch.compressions:
             if compression.policy.adaptive:
                 self._live.begin(compression.compressed_blocks)
@@ -119,8 +125,12 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
     def _head_schedules(self, by_head: HeadTokens | None) -> tuple[torch.Tensor, ...]:
         if by_head is None:
             return ()
+        # A schedule says which keys are visited; those that a query may not attend are masked by
+        # `seq_lens`. Up to the ends of blocks it does for all steps that a batch is used for.
+        block_size = self._spec.block_size
+        seq_lens = (by_head.seq_lens + block_size - 1) // block_size * block_size
         starts, group_size = by_head.query_start_loc, self._num_heads // self._spec.num_kv_heads
-        return tuple(self._schedule(starts, lens, group_size, 1) for lens in by_head.seq_lens)
+        return tuple(self._schedule(starts, lens, group_size, 1) for lens in seq_lens)
 
     def _schedule(
         self,
