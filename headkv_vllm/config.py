@@ -53,6 +53,7 @@ class Settings(BaseModel):
     max_budget: int | None = Field(
         default=None, ge=1, description="an integer of at least window + 1 (tokens)"
     )
+    check_integrity: bool = Field(default=False, description="true or false")
 
     @property
     def uses_scores(self) -> bool:

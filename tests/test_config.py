@@ -84,6 +84,7 @@ def test_the_defaults():
         "sink": 4,
         "min_budget": None,
         "max_budget": None,
+        "check_integrity": False,
     }
 
 

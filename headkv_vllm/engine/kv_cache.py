@@ -5,6 +5,7 @@ The manager lives in the scheduler's process. It knows how many blocks a request
 nothing of heads: what the blocks hold is the workers' business.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -194,7 +195,10 @@ class HeadKVManager(FullAttentionManager):
             )
 
     def check_integrity(self) -> None:
-        """Rows agree with their budgets; compressed blocks are private and never hashed."""
+        """Every block is free or held, as often as rows hold it; rows agree with their budgets;
+        compressed blocks are private and never hashed.
+        """
+        self._check_pool()
         owners: dict[int, str] = {}
         for request_id, row in self.req_to_blocks.items():
             if not row:
@@ -211,6 +215,15 @@ class HeadKVManager(FullAttentionManager):
             num_private = budget.num_full_blocks if budget.compressed else len(row)
             for block in row[num_leading + num_private :]:
                 assert block.ref_cnt == 1 and block.block_hash is None and not block.is_null
+
+    def _check_pool(self) -> None:
+        rows = self.req_to_blocks.values()
+        held = Counter(block.block_id for row in rows for block in row if not block.is_null)
+        pool = self.block_pool
+        assert {b.block_id: b.ref_cnt for b in pool.blocks if b.ref_cnt > 0} == held
+        # A free block may still be hashed, and serves prefix hits until it is taken. One of the
+        # pool's blocks is its null block.
+        assert pool.get_num_free_blocks() + len(held) == pool.num_gpu_blocks - 1
 
     def _num_leading_entries(self, request_id: str) -> int:
         return num_row_entries(self.budgets[request_id].num_compressed_blocks, 0)

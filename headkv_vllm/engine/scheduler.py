@@ -107,6 +107,8 @@ class _HeadKVMixin:
         """Plan a step, and count the prompts that it completes."""
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         self._cache_stats.count_prompts(output, self.requests)  # type: ignore[attr-defined]
+        if self._settings.check_integrity:
+            self.check_integrity()
         return output
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
@@ -124,7 +126,11 @@ class _HeadKVMixin:
         self._cache_stats.forget(request.request_id)
 
     def check_integrity(self) -> None:
-        """The manager's rows are whole, and no budget outlives its request."""
+        """The pool's blocks and the requests' rows are whole, and no budget outlives its request.
+
+        In each step under the setting `check_integrity`. A wrong answer is worse than none, so
+        what is found ends the engine, as any error in it does.
+        """
         self._manager.check_integrity()
         self._cache_stats.check_integrity()
         assert self._manager.budgets.keys() == self.requests.keys()  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from headkv_vllm.errors import ScoreFileError, shown
@@ -71,6 +71,11 @@ class ScoreFile(BaseModel):
     def values(self) -> npt.NDArray[np.float64]:
         """The scores as an array [num_layers, num_heads]."""
         return np.array(self.scores, dtype=np.float64)
+
+    @field_validator("schema_version", mode="before")
+    @classmethod
+    def _is_no_truth_value(cls, value: object) -> object:
+        return str(value) if isinstance(value, bool) else value  # True would do for 1
 
     @model_validator(mode="after")
     def _scores_have_the_models_shape(self) -> Self:

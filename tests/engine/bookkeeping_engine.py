@@ -268,16 +268,8 @@ class BookkeepingEngine:
             self.finish_step()
 
     def check(self) -> None:
-        """Each block is free or held, as often as rows hold it; and the scheduler's own checks."""
+        """The scheduler's own checks."""
         self.scheduler.check_integrity()
-        pool = self.scheduler.kv_cache_manager.block_pool
-        held: dict[int, int] = {}
-        for row in self.manager.req_to_blocks.values():
-            for block in row:
-                if not block.is_null:
-                    held[block.block_id] = held.get(block.block_id, 0) + 1
-        assert {b.block_id: b.ref_cnt for b in pool.blocks if b.ref_cnt > 0} == held
-        assert pool.get_num_free_blocks() + len(held) == pool.num_gpu_blocks - 1
 
     def _next(self, request_id: str) -> int:
         request = self.scheduler.requests.get(request_id)

@@ -8,16 +8,14 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from headkv_vllm.block_row import num_row_entries
-from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.budgets.request import max_compressed_blocks, request_budget
 from headkv_vllm.engine.kv_cache import HeadKVSpec
 from tests.engine.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
+from tests.engine.random_course import COURSES, NUM_BLOCKS, PROMPT, Course
 
 BLOCK_SIZE, WINDOW = 16, 8
 SETTINGS = {"budget": 64, "window": WINDOW}
 """K = 3 blocks of 16 for each prompt of at least 4 blocks and the window."""
-
-PROMPT = [(7 * index + index // 5) % 128 for index in range(400)]
 
 
 @pytest.fixture(scope="module")
@@ -311,70 +309,13 @@ def test_the_spec_makes_room_for_the_widest_row_and_the_servers_own_budget(start
     assert type(merged) is HeadKVSpec and merged == spec
 
 
-@pytest.mark.parametrize(
-    ("settings", "flags"),
-    [
-        (SETTINGS, {"max_num_batched_tokens": 48}),
-        ({**SETTINGS, "policy": "headkv_ada"}, {"max_num_batched_tokens": 80}),
-        ({"budget": 9, "window": 8}, {"max_num_batched_tokens": 200, "watermark": 0.05}),
-        ({"ratio": 0.3, "window": 3}, {"enable_prefix_caching": False}),
-        ({"ratio": 0.6, "window": 24}, {"long_prefill_token_threshold": 40}),
-        ({"budget": 48, "window": 8}, {"scheduler_reserve_full_isl": False}),
-        ({"budget": 48, "window": 8, "policy": "adakv"}, {"max_num_batched_tokens": 96}),
-    ],
-)
 @pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize(("settings", "flags"), COURSES)
 def test_any_course_of_events_keeps_the_books_in_order(start, settings, flags, in_flight):
-    """Arrivals, aborts, resets and preemptions at random, in a pool too small for all.
-
-    Requests have budgets and policies of their own, some of them bad.
-    """
-    engine = start(settings, num_blocks=36, in_flight=in_flight, **flags)
-    chance = random.Random(f"{settings} {flags} {in_flight}")
-    names, num_preempted = [], 0
-    for step in range(400):
-        if len(engine.scheduler.requests) < 10 and chance.random() < 0.4:
-            prompt = random_prompt(engine, chance, names)
-            names.append(f"request {step}")
-            own = random_arguments(chance)
-            engine.add(names[-1], prompt, max_tokens=chance.randint(1, 200), **own)
-        if chance.random() < 0.03:
-            engine.abort(chance.choice([*engine.scheduler.requests, "none"]))
-            engine.check()
-        if chance.random() < 0.01:
-            engine.scheduler.reset_prefix_cache(reset_running_requests=True)
-            engine.check()
-        requests = list(engine.scheduler.requests.values())
-        before = sum(request.num_preemptions for request in requests)
-        engine.step()
-        num_preempted += sum(request.num_preemptions for request in requests) - before
-    engine.run()
-    assert num_preempted > 0
-    assert engine.num_free == 35
-    assert not engine.manager.budgets and not engine.manager.req_to_blocks
-
-
-def random_prompt(engine, chance, names):
-    """A prompt of its own, one that begins like another, or one that repeats an answer."""
-    length = chance.randint(1, 200)
-    kind = chance.random()
-    if kind < 0.3 or not names:
-        return [chance.randrange(128) for _ in range(length)]
-    if kind < 0.7:
-        return PROMPT[: chance.randint(1, length)] + [chance.randrange(128) for _ in range(20)]
-    earlier = engine.tokens(chance.choice(names))[:length]
-    return [*earlier, 1, 2, 3]
-
-
-def random_arguments(chance):
-    """None of its own, a budget, a ratio, or a budget that is refused; and perhaps a policy."""
-    budget = chance.choice(
-        [
-            {},
-            {"headkv_budget": chance.choice([0, 40, 64, 128, 2000])},
-            {"headkv_ratio": chance.random() or 1},
-            {"headkv_budget": chance.choice([-1, 1, "64", None])},
-        ]
-    )
-    policy = {"headkv_policy": chance.choice(list(POLICIES))}
-    return budget | policy if chance.random() < 0.5 else budget
+    """Requests have budgets and policies of their own, some of them bad."""
+    engine = start(settings, num_blocks=NUM_BLOCKS, in_flight=in_flight, **flags)
+    course = Course(engine, random.Random(f"{settings} {flags} {in_flight}"))
+    for _ in range(400):
+        course.go()
+    course.end()
+    assert course.happened["preemptions"] > 0

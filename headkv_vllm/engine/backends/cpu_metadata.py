@@ -95,6 +95,8 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
             common_attn_metadata.query_start_loc,
             common_attn_metadata.seq_lens,
         )
+        if self._settings.check_integrity:
+            self._planner.check_integrity()
         if self._last is None or self._last.batch is not batch:
             self._last = self._metadata(batch)
         return self._last
