@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -29,7 +29,7 @@ def arguments(scores: Path) -> list[str]:
     settings = {"headkv": {"budget": 128, "scores": str(scores)}}
     return [
         *("--attention-backend", "headkv", "--additional-config", json.dumps(settings)),
-        *("--dtype", "float32", "--enforce-eager", "--max-model-len", "8192"),
+        *("--dtype", "float32", "--enforce-eager", "--max-model-len", "4608"),
     ]
 
 
@@ -42,6 +42,13 @@ def ask(server: Server, max_tokens: int = 24) -> str:
         extra_body={"ignore_eos": True},
     )
     return completion.choices[0].text
+
+
+def ask_on(server: Server) -> None:
+    """Until something fails. One long answer would not do: on few cores vLLM's engine, which
+    waits for its worker in a loop, may let nobody else run until it has nothing to do."""
+    while True:
+        ask(server, 400)
 
 
 def process_named(server: Server, name: str) -> psutil.Process:
@@ -62,7 +69,7 @@ def our_files() -> set[Path]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("victim", ["VLLM::Worker", "VLLM::EngineCore"])
 def test_a_killed_process_ends_the_server_and_every_request(tmp_path: Path, victim: str) -> None:
-    """No request hangs, /health says so, the exit code is not 0, and nothing is left running."""
+    """No request hangs, /health says so, and nothing is left: no process, no file."""
     before = our_files()
     scores = Path(shutil.copy(scores_dir() / "needle.json", tmp_path))
     with Server(checkpoint_path(), *arguments(scores)) as server, ThreadPoolExecutor() as threads:
@@ -72,17 +79,15 @@ def test_a_killed_process_ends_the_server_and_every_request(tmp_path: Path, vict
         assert ask(server) == expected
         scores.unlink()
         assert ask(server) == expected
-        asked: list[Future[str]] = [threads.submit(ask, server, 6000) for _ in range(3)]
-        # A model this small leaves the API server no time to tell how many requests run.
+        clients = [threads.submit(ask_on, server) for _ in range(3)]
         time.sleep(2)
-        assert not [request.result() for request in asked if request.done()]
+        assert not any(client.done() for client in clients)
         process_named(server, victim).kill()
-        for request in asked:
+        for client in clients:
             with pytest.raises(OpenAIError):
-                request.result(timeout=PATIENCE)
+                client.result(timeout=PATIENCE)
         wait_for(lambda: not is_healthy(server), PATIENCE)
         wait_for(lambda: not server.is_running(), PATIENCE)
-        assert server.stop() != 0
         wait_for(lambda: not server.has_processes(), PATIENCE)
     assert our_files() == before
 

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each worker serves its own layers and KV heads, by the scores of just those."""
+
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from headkv_vllm.budgets.cache import AllotmentCache
+from headkv_vllm.budgets.request import request_budget
+from headkv_vllm.config import Settings
+from headkv_vllm.engine import worker_heads
+from headkv_vllm.engine.settings import SCORES_KEY
+from headkv_vllm.scores.head_scores import uniform_scores
+from headkv_vllm.scores.identity import ModelIdentity
+from headkv_vllm.scores.served import ServedScores
+
+NUM_LAYERS, NUM_KV_HEADS = 6, 4
+SCORES = np.arange(1.0, NUM_LAYERS * NUM_KV_HEADS + 1).reshape(NUM_LAYERS, NUM_KV_HEADS)
+
+
+@pytest.fixture
+def scores_of(monkeypatch):
+    """scores_of(layers, rank, size): what the worker with these layers and this rank gets."""
+    identity = ModelIdentity(
+        architecture="LlamaForCausalLM",
+        num_layers=NUM_LAYERS,
+        num_heads=NUM_KV_HEADS,
+        num_kv_heads=NUM_KV_HEADS,
+        head_size=16,
+        fingerprint="0" * 64,
+    )
+    served = ServedScores.of(uniform_scores(identity, "test")).model_dump(mode="json")
+    config = SimpleNamespace(additional_config={SCORES_KEY: {**served, "values": SCORES.tolist()}})
+
+    def scores_of(layers, rank, size):
+        monkeypatch.setattr(worker_heads, "get_tensor_model_parallel_rank", lambda: rank)
+        monkeypatch.setattr(worker_heads, "get_tensor_model_parallel_world_size", lambda: size)
+        names = [f"model.layers.{layer}.self_attn.attn" for layer in layers]
+        return worker_heads.worker_scores(config, names, max(1, NUM_KV_HEADS // size))
+
+    return scores_of
+
+
+@pytest.mark.parametrize("cuts", [(0, 6), (0, 3, 6), (0, 1, 6), (0, 2, 4, 6)])
+def test_pipeline_stages_have_their_own_layers(scores_of, cuts):
+    """The names that vLLM gives a stage's layers count from the model's first one."""
+    stages = [
+        scores_of(range(first, last), 0, 1) for first, last in zip(cuts[:-1], cuts[1:], strict=True)
+    ]
+    assert np.array_equal(np.concatenate(stages), SCORES)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_ranks_share_the_heads_out(scores_of, size):
+    ranks = [scores_of(range(NUM_LAYERS), rank, size) for rank in range(size)]
+    assert np.array_equal(np.concatenate(ranks, axis=1), SCORES)
+
+
+def test_with_fewer_heads_than_ranks_heads_are_repeated(scores_of):
+    ranks = [scores_of(range(NUM_LAYERS), rank, 8)[:, 0] for rank in range(8)]
+    assert np.array_equal(np.stack(ranks, axis=1), SCORES.repeat(2, axis=1))
+
+
+@pytest.mark.parametrize(("layers", "size"), [(range(3), 1), (range(3, 6), 1), (range(2, 4), 2)])
+def test_a_worker_deals_out_all_head_blocks_of_its_own(scores_of, layers, size):
+    """K blocks hold K head blocks for each of its layers and heads, and all of them are dealt."""
+    settings = Settings(budget=128)
+    budget = request_budget(settings, 1000, 16)
+    for rank in range(size):
+        scores = scores_of(layers, rank, size)
+        dealt = np.array(AllotmentCache(scores, settings).allot(budget))
+        assert dealt.shape == scores.shape
+        assert dealt.sum() == budget.num_compressed_blocks * scores.size
+        assert dealt.min() >= 1
