@@ -46,9 +46,7 @@ def scores_of(monkeypatch):
 @pytest.mark.parametrize("cuts", [(0, 6), (0, 3, 6), (0, 1, 6), (0, 2, 4, 6)])
 def test_pipeline_stages_have_their_own_layers(scores_of, cuts):
     """The names that vLLM gives a stage's layers count from the model's first one."""
-    stages = [
-        scores_of(range(first, last), 0, 1) for first, last in zip(cuts[:-1], cuts[1:], strict=True)
-    ]
+    stages = [scores_of(range(first, last), 0, 1) for first, last in pairwise(cuts)]
     assert np.array_equal(np.concatenate(stages), SCORES)
 
 
