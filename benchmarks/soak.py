@@ -34,10 +34,10 @@ from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.server.process import ServerProcess
 
 MODEL: Final = "needle"
-NUM_BLOCKS: Final = 300
+NUM_BLOCKS: Final = 226
 """Of 16 tokens: hardly more than the longest request, so that requests are preempted."""
 START_TIMEOUT: Final = 240.0
-NUM_CLIENTS: Final = 12
+NUM_CLIENTS: Final = 16
 AT_REST: Final = (
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
@@ -73,7 +73,7 @@ def serve_arguments() -> list[str]:
         *(str(checkpoint_path()), "--served-model-name", MODEL, "--attention-backend", "headkv"),
         *("--additional-config", json.dumps(settings), "--dtype", "float32", "--enforce-eager"),
         *("--block-size", "16", "--num-gpu-blocks-override", str(NUM_BLOCKS)),
-        *("--max-model-len", "4608", "--max-num-seqs", "16", "--max-num-batched-tokens", "1024"),
+        *("--max-model-len", "3328", "--max-num-seqs", "16", "--max-num-batched-tokens", "1024"),
         # Nothing looks ahead when requests are admitted, so that some are preempted.
         *("--no-scheduler-reserve-full-isl", "--disable-uvicorn-access-log"),
     ]

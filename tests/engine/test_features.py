@@ -67,8 +67,10 @@ def words(llm: Any, token_ids: TokenIds) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def engine(engines: Engines) -> EngineProcess:
-    return engines.headkv(SETTINGS)
+def engine(engines: Engines) -> Iterator[EngineProcess]:
+    running = engines.headkv(SETTINGS)
+    yield running
+    engines.end(running)
 
 
 def test_speculation_by_ngrams_gives_the_same_tokens(
