@@ -42,7 +42,7 @@ def make_environment(folder: Path, say: Callable[[str], None]) -> Path:
 
 def torch_pin() -> str:
     """As the engine has it, `torch==...`: the same arithmetic on both sides."""
-    lines = (REQUIREMENTS.parent / "cpu.txt").read_text().splitlines()
+    lines = (REQUIREMENTS.parent / "torch.txt").read_text().splitlines()
     return next(line for line in lines if line.startswith("torch=="))
 
 
