@@ -2,6 +2,7 @@
 """An evaluation that was interrupted ends with the same results as one that was not."""
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -117,3 +118,31 @@ def test_ctrl_c_ends_it_in_one_line_and_keeps_what_is_done(tmp_path: Path) -> No
     assert errors.splitlines()[-1] == "interrupted; the same command goes on where it stopped"
     assert "Traceback" not in errors
     assert len(results(tmp_path)) == 3
+
+
+def no_file_beyond(num_bytes: int) -> None:
+    """What a full disk does to a file that grows: its last line is cut short, and no more fits."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+
+
+def test_a_full_disk_ends_it_in_one_line_and_keeps_what_is_done(tmp_path: Path) -> None:
+    parts, room = tmp_path / "parts", 3 << 10
+    with answering(right_or_wrong) as server:
+        assert run(server.url, tmp_path / "whole").exit_code == 0
+        command = [sys.executable, "-c", "from headkv_vllm.cli import app; app()"]
+        broken = subprocess.run(
+            [*command, *arguments(server.url, parts), "--concurrency", "1"],
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            preexec_fn=lambda: no_file_beyond(room),
+        )
+        written = (parts / "results.jsonl").read_bytes()
+        assert len(written) == room and not written.endswith(b"\n")
+        assert broken.returncode == 1 and "Traceback" not in broken.stderr
+        assert broken.stderr.splitlines()[-1].endswith("cannot be used: File too large")
+        resumed = run(server.url, parts)
+        assert resumed.exit_code == 0
+        assert f"{written.count(10)} of 12 samples are known" in resumed.stderr
+    assert 1 < written.count(10) < 12
+    assert results(parts) == results(tmp_path / "whole")
