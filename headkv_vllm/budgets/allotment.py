@@ -15,6 +15,9 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 HeadBlocks = npt.NDArray[np.int32]
 
+FINEST = 2**20
+"""The heaviest head's weight: its product with any number of heads and blocks fits in int64."""
+
 
 def allot_head_blocks(scores: FloatArray, budget: RequestBudget, settings: Settings) -> HeadBlocks:
     """The number of head blocks of every head, n[L, H], for head scores [L, H].
@@ -42,7 +45,7 @@ class Bounds:
 
 def deal_out(shares: FloatArray, total: int, bounds: Bounds) -> HeadBlocks:
     """`total` head blocks in proportion to `shares`, of any shape: see `deal_by_weight`."""
-    weights = integer_weights(shares.ravel(), total)
+    weights = integer_weights(shares.ravel())
     return deal_by_weight(weights, total, bounds).reshape(shares.shape)
 
 
@@ -65,13 +68,12 @@ def deal_by_weight(weights: IntArray, total: int, bounds: Bounds) -> HeadBlocks:
     return dealt.astype(np.int32)
 
 
-def integer_weights(shares: FloatArray, total: int) -> IntArray:
-    """`shares` [N] as integers of at least 1, as fine as products with `total` fit in int64.
+def integer_weights(shares: FloatArray) -> IntArray:
+    """`shares` [..., N] as integers from 1 to `FINEST`.
 
     At least 1, so that even heads without a share can take what all others are full for.
     """
-    finest = min(2**40, 2**62 // total)
-    scaled: FloatArray = np.rint(shares / shares.max() * finest)
+    scaled: FloatArray = np.rint(shares / shares.max(-1, keepdims=True) * FINEST)
     return np.maximum(scaled, 1).astype(np.int64)
 
 

@@ -6,12 +6,12 @@ from math import floor
 
 import numpy as np
 
-from headkv_vllm.budgets.allotment import Bounds, FloatArray, HeadBlocks
+from headkv_vllm.budgets.allotment import FINEST, Bounds, FloatArray, HeadBlocks
 
 
 def deal_out_plain(shares: FloatArray, total: int, bounds: Bounds) -> HeadBlocks:
     """The same as `allotment.deal_out`."""
-    weights = [Fraction(weight) for weight in integer_weights_plain(shares, total)]
+    weights = [Fraction(weight) for weight in integer_weights_plain(shares)]
     return deal_by_weight_plain(weights, total, bounds).reshape(shares.shape)
 
 
@@ -26,11 +26,10 @@ def deal_by_weight_plain(weights: list[Fraction], total: int, bounds: Bounds) ->
     return np.array(dealt, dtype=np.int32)
 
 
-def integer_weights_plain(shares: FloatArray, total: int) -> list[int]:
+def integer_weights_plain(shares: FloatArray) -> list[int]:
     """The same as `allotment.integer_weights`."""
-    finest = min(2**40, 2**62 // total)
     largest = max(float(share) for share in shares.flat)
-    return [max(1, round(float(share) / largest * finest)) for share in shares.flat]
+    return [max(1, round(float(share) / largest * FINEST)) for share in shares.flat]
 
 
 def _held(blocks: Fraction, bounds: Bounds) -> Fraction:
