@@ -101,8 +101,17 @@ def _deal_out(
     total = num_blocks * NUM_HEADS
     sorted_weights = ascending + policy * NUM_HEADS
 
-    first_capped = _first_capped(sorted_weights, weights, is_head, total, most, NUM_HEADS, STEPS, FEWEST)
-    last_lifted = _last_lifted(sorted_weights, weights, is_head, total, most, NUM_HEADS, STEPS, FEWEST)
+    # Of the heaviest heads all are held down to the most, of the lightest all up to the fewest.
+    capped = _first_below(
+        1, most, sorted_weights, weights, is_head, total, most, NUM_HEADS, STEPS, FEWEST
+    )
+    lifted = _first_below(
+        0, FEWEST, sorted_weights, weights, is_head, total, most, NUM_HEADS, STEPS, FEWEST
+    )
+    heaviest = tl.load(sorted_weights + NUM_HEADS - 1)
+    least_capped = tl.load(sorted_weights + tl.minimum(capped, NUM_HEADS - 1))
+    first_capped = tl.where(capped < NUM_HEADS, least_capped, heaviest + 1)
+    last_lifted = tl.where(lifted > 0, tl.load(sorted_weights + tl.maximum(lifted - 1, 0)), 0)
     is_free = is_head & (weights > last_lifted) & (weights < first_capped)
     dealt = tl.where(weights >= first_capped, most, FEWEST)
     left = total - tl.sum(tl.where(is_head & (is_free == 0), dealt, 0), 0)
@@ -111,7 +120,8 @@ def _deal_out(
     dealt = tl.where(is_free, free_weights * left // all_free, dealt)
     remainders = tl.where(is_free, free_weights * left % all_free, -1)
     left -= tl.sum(tl.where(is_free, dealt, 0), 0)
-    dealt += _has_one_more(remainders, tl.where(tl.sum(is_free.to(tl.int32), 0) > 0, left, 0), all_free)
+    left = tl.where(tl.sum(is_free.to(tl.int32), 0) > 0, left, 0)
+    dealt += _has_one_more(remainders, left, all_free)
     dealt = tl.where(is_head & (num_blocks > 0), dealt, 0)
     tl.store(own + 1 + lanes, tl.cumsum(dealt, 0).to(tl.int32), mask=is_head)
 
@@ -124,7 +134,9 @@ def _excess(blocks, weight, weights, is_head, total, most, FEWEST: tl.constexpr)
 
 
 @triton.jit
-def _first_capped(
+def _first_below(
+    bound,
+    blocks,
     sorted_weights,
     weights,
     is_head,
@@ -134,47 +146,24 @@ def _first_capped(
     STEPS: tl.constexpr,
     FEWEST: tl.constexpr,
 ):
-    """The least weight whose heads get the most; beyond all weights where none does."""
-    low, high = 0, NUM_HEADS
+    """The place in `sorted_weights` of the first whose `_excess` is below `bound`, by halving."""
+    low, high = tl.full((), 0, tl.int32), tl.full((), NUM_HEADS, tl.int32)
     for _ in range(STEPS):
         middle = (low + high) // 2
         weight = tl.load(sorted_weights + tl.minimum(middle, NUM_HEADS - 1))
-        is_found = _excess(most, weight, weights, is_head, total, most, FEWEST) <= 0
+        is_below = _excess(blocks, weight, weights, is_head, total, most, FEWEST) < bound
         is_open = low < high
-        high = tl.where(is_open & is_found, middle, high)
-        low = tl.where(is_open & (is_found == 0), middle + 1, low)
-    heaviest = tl.load(sorted_weights + NUM_HEADS - 1)
-    found = tl.load(sorted_weights + tl.minimum(low, NUM_HEADS - 1))
-    return tl.where(low < NUM_HEADS, found, heaviest + 1)
-
-
-@triton.jit
-def _last_lifted(
-    sorted_weights,
-    weights,
-    is_head,
-    total,
-    most,
-    NUM_HEADS: tl.constexpr,
-    STEPS: tl.constexpr,
-    FEWEST: tl.constexpr,
-):
-    """The greatest weight whose heads get the fewest; 0 where none does."""
-    low, high = 0, NUM_HEADS
-    for _ in range(STEPS):
-        middle = (low + high) // 2
-        weight = tl.load(sorted_weights + tl.minimum(middle, NUM_HEADS - 1))
-        is_found = _excess(FEWEST, weight, weights, is_head, total, most, FEWEST) < 0
-        is_open = low < high
-        high = tl.where(is_open & is_found, middle, high)
-        low = tl.where(is_open & (is_found == 0), middle + 1, low)
-    found = tl.load(sorted_weights + tl.maximum(low - 1, 0))
-    return tl.where(low > 0, found, 0)
+        high = tl.where(is_open & is_below, middle, high)
+        low = tl.where(is_open & (is_below == 0), middle + 1, low)
+    return low
 
 
 @triton.jit
 def _has_one_more(remainders, left, above_all):
-    """1 for the `left` lanes of the largest `remainders` (-1: not in question), the first of equal ones."""
+    """1 for the `left` lanes of the largest `remainders`, of equal ones for the first; else 0.
+
+    Remainders are -1 in lanes that are out of the question.
+    """
     low, high = above_all * 0, above_all
     while high - low > 1:  # the greatest value that at least `left` lanes reach
         middle = (low + high) // 2

@@ -201,7 +201,8 @@ def _attend_piece(
         index = entry // BLOCK_SIZE
         is_kept = index < kept
         among_kept = first_kept + index
-        column = tl.where(is_kept, among_kept // NUM_HEADS, num_compressed + replaced + index - kept)
+        after_kept = num_compressed + replaced + index - kept
+        column = tl.where(is_kept, among_kept // NUM_HEADS, after_kept)
         block = tl.load(row + HEADER + column, mask=is_entry, other=0).to(tl.int64)
         head_block = block * NUM_HEADS + tl.where(is_kept, among_kept % NUM_HEADS, own)
         place = (head_block * BLOCK_SIZE + entry % BLOCK_SIZE) * (2 * HEAD_SIZE)

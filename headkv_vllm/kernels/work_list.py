@@ -126,7 +126,7 @@ def _cut(
     num_pieces = tl.cdiv(length, piece_len)
     last = tl.cumsum(num_pieces, 0)
     own = layer * (num_seqs + num_programs)
-    for piece in range(0, tl.max(num_pieces, 0)):
+    for piece in range(tl.max(num_pieces, 0)):
         place = own + last - num_pieces + piece
         tl.store(sequences + place, sequence, mask=is_used & (piece < num_pieces))
     tl.store(seq_lens + layer * num_seqs + sequence, length, mask=is_used)

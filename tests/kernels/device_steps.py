@@ -3,14 +3,18 @@
 
 from typing import Final
 
+import numpy as np
 import torch
 
-from headkv_vllm.block_row import num_compressed_blocks
+from headkv_vllm.block_row import BlockRow, num_compressed_blocks
+from headkv_vllm.kernels.head_attention import LayerInputs
 from headkv_vllm.kernels.rows import DeviceRows, DeviceTokens
 from headkv_vllm.kernels.step_tokens import step_tokens_plain
 from tests.steps import Step
 
 DEVICE: Final = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+NUM_BLOCKS: Final = 400
+"""Of the pool: what steps take their blocks from."""
 
 
 def device_rows(step: Step) -> DeviceRows:
@@ -38,3 +42,31 @@ def token_arguments(step: Step, padding: int) -> tuple[torch.Tensor | int, ...]:
         int(step.query_lens.max()),
         step.block_size,
     )
+
+
+def layer_inputs(
+    step: Step, layer: int, head_size: int, dtype: torch.dtype, soft_cap: float = 0.0
+) -> LayerInputs:
+    """Random entries; small numbers are multiples of scales that are not 1."""
+    shape = (NUM_BLOCKS * step.scores.size, step.block_size, 2 * head_size)
+    entries = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)
+    scales = (1.0, 1.0) if dtype.itemsize > 1 else (0.5, 2.0)
+    key_scale, value_scale = torch.tensor(scales, device=DEVICE).split(1)
+    return LayerInputs(layer, entries, head_size**-0.5, soft_cap, key_scale, value_scale)
+
+
+def some_queries(
+    num_tokens: int, num_heads: int, head_size: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(num_tokens, num_heads, head_size, generator=generator).to(DEVICE, dtype)
+
+
+def one_step() -> Step:
+    """A request that is compressed and one that is not, one token each; 2 layers, 3 KV heads."""
+    rows = (
+        BlockRow(100, (3, 4), tuple(range(10, 18)), 0),
+        BlockRow(60, (), tuple(range(20, 26)), 0),
+    )
+    scores = np.random.default_rng(0).random((2, 3))
+    return Step(rows, (104, 70), (105, 71), scores, block_size=16, window=8, padding=1)

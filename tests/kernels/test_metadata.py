@@ -8,11 +8,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from headkv_vllm.block_row import slot_mapping
-from headkv_vllm.budgets.allotment import deal_by_weight, integer_weights
+from headkv_vllm.budgets.allotment import integer_weights
 from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.config import Settings
 from headkv_vllm.kernels.allotment import HeadWeights, first_head_blocks, first_head_blocks_plain
-from headkv_vllm.kernels.rows import attended_head_blocks, attended_tokens
+from headkv_vllm.kernels.rows import (
+    DeviceRows,
+    DeviceTokens,
+    attended_head_blocks,
+    attended_tokens,
+)
 from headkv_vllm.kernels.step_tokens import step_tokens, step_tokens_plain
 from headkv_vllm.kernels.work_list import PIECE, work_list, work_list_plain
 from tests.kernels.device_steps import DEVICE, device_rows, device_tokens, token_arguments
@@ -33,10 +38,10 @@ class TestAllotment:
     @FEW
     @given(steps())
     def test_as_the_plain_twin_and_the_cpu_backend(self, step):
-        arguments = (step.block_table, weights_of(step.scores, step.window))
-        on_device = (arguments[0].to(DEVICE), arguments[1])
-        first = first_head_blocks(*on_device, step.window, step.block_size, 1)
-        assert torch.equal(first, first_head_blocks_plain(*on_device, step.window, step.block_size, 1))
+        weights = weights_of(step.scores, step.window)
+        arguments = (step.block_table.to(DEVICE), weights, step.window, step.block_size, 1)
+        first = first_head_blocks(*arguments)
+        assert torch.equal(first, first_head_blocks_plain(*arguments))
         assert torch.equal(first.cpu(), device_rows(step).first.cpu())
 
     @FEW
@@ -87,8 +92,8 @@ class TestTokens:
         assert (slots[len(expected) :] == -1).all() and not tokens.ends[len(expected) :].any()
 
     def test_a_chunk_longer_than_a_program_takes(self):
-        rows = torch.tensor([[700, 0, 0, *range(5, 50)]], dtype=torch.int32, device=DEVICE)
-        starts, ends = (torch.tensor(v, dtype=torch.int32, device=DEVICE) for v in ([0, 600], [650]))
+        values = ([[700, 0, 0, *range(5, 50)]], [0, 600], [650])
+        rows, starts, ends = (torch.tensor(v, dtype=torch.int32, device=DEVICE) for v in values)
         tokens, slots = step_tokens(rows, starts, ends, 600, 600, 16)
         assert tokens.ends.tolist() == list(range(51, 651))
         assert slots.tolist() == [80 + position for position in range(50, 650)]
@@ -130,8 +135,6 @@ class TestWorkList:
         rows = torch.tensor(
             [[T, 0, 0, *range(1, 700)] for T in (8, 8, 10_000)], dtype=torch.int32, device=DEVICE
         )
-        from headkv_vllm.kernels.rows import DeviceRows, DeviceTokens
-
         first = torch.zeros((3, 3), dtype=torch.int32, device=DEVICE)
         ends = torch.tensor([9, 9, 10_001], dtype=torch.int32, device=DEVICE)
         tokens = DeviceTokens(torch.arange(3, dtype=torch.int32, device=DEVICE), ends)

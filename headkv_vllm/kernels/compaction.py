@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies what each head keeps of a prompt into its head blocks."""
+
+import torch
+import triton
+import triton.language as tl
+
+from headkv_vllm.block_row import head_blocks as head_blocks_of
+from headkv_vllm.kernels.head_attention import LayerInputs
+from headkv_vllm.kernels.prompts import Prompts, completed, launch_arguments, prompt_of
+from headkv_vllm.kernels.rows import HEADER, DeviceRows, full_blocks_of
+from headkv_vllm.selection import top_positions_plain
+
+TILE = 1024
+
+
+def top_positions(
+    scores: torch.Tensor, rows: DeviceRows, prompts: Prompts, layer: int
+) -> torch.Tensor:
+    """The positions of the highest scores of each head, as many as it has entries, ascending.
+
+    scores: [num_prompts, H, longest] float32, >= 0, see `position_scores`. Returns the same shape
+    in int32, 0 beyond a head's entries. Of equal scores the earlier positions are kept.
+    """
+    positions = torch.zeros(scores.shape, dtype=torch.int32, device=scores.device)
+    _select[(scores.shape[0] * rows.num_kv_heads,)](
+        *launch_arguments(rows, prompts),
+        rows.first,
+        scores,
+        positions,
+        prompts.longest,
+        layer,
+        NUM_KV_HEADS=rows.num_kv_heads,
+        NUM_HEADS=rows.num_heads_of_all_layers,
+        WINDOW=rows.window,
+        BLOCK_SIZE=rows.block_size,
+        TILE=TILE,
+    )
+    return positions
+
+
+def top_positions_plain_by_head(
+    scores: torch.Tensor, rows: DeviceRows, prompts: Prompts, layer: int
+) -> torch.Tensor:
+    """Plain twin of `top_positions`."""
+    positions = torch.zeros(scores.shape, dtype=torch.int32)
+    for prompt, one in enumerate(completed(rows, prompts)):
+        if one is None:
+            continue
+        own = slice(layer * rows.num_kv_heads, (layer + 1) * rows.num_kv_heads)
+        num_kept = torch.tensor(one.first).diff()[own] * rows.block_size
+        heads, kept = top_positions_plain(scores[prompt, :, : one.num_candidates].cpu(), num_kept)
+        for head, entries in enumerate(num_kept.tolist()):
+            positions[prompt, head, :entries] = kept[heads == head].int()
+    return positions.to(scores.device)
+
+
+def copy_entries(
+    positions: torch.Tensor, rows: DeviceRows, prompts: Prompts, inputs: LayerInputs
+) -> None:
+    """positions: [num_prompts, H, longest] int32, see `top_positions`. Changes `head_blocks`.
+
+    Entries are copied as they are stored, whatever their type.
+    """
+    most_head_blocks = triton.cdiv(prompts.longest, rows.block_size)
+    content = inputs.head_blocks.shape[2]
+    _copy[(positions.shape[0] * rows.num_kv_heads, most_head_blocks)](
+        *launch_arguments(rows, prompts),
+        rows.first,
+        positions,
+        inputs.head_blocks,
+        prompts.longest,
+        inputs.layer,
+        NUM_KV_HEADS=rows.num_kv_heads,
+        NUM_HEADS=rows.num_heads_of_all_layers,
+        CONTENT=content,
+        CONTENT_LANES=triton.next_power_of_2(content),
+        ENTRY_LANES=triton.next_power_of_2(rows.block_size),
+        WINDOW=rows.window,
+        BLOCK_SIZE=rows.block_size,
+    )
+
+
+def copy_entries_plain(
+    positions: torch.Tensor, rows: DeviceRows, prompts: Prompts, inputs: LayerInputs
+) -> None:
+    """Plain twin of `copy_entries`."""
+    layer, cache, block_size = inputs.layer, inputs.head_blocks, rows.block_size
+    for prompt, one in enumerate(completed(rows, prompts)):
+        if one is None:
+            continue
+        counts = torch.tensor(one.first).diff().view(rows.num_layers, rows.num_kv_heads)
+        for head in range(rows.num_kv_heads):
+            targets = head_blocks_of(one.row.compressed_blocks, counts, layer, head)
+            kept = positions[prompt, head, : len(targets) * block_size].tolist()
+            own = layer * rows.num_kv_heads + head
+            for place, position in enumerate(kept):
+                block = one.row.blocks[position // block_size]
+                source = cache[block * rows.num_heads_of_all_layers + own, position % block_size]
+                cache[targets[place // block_size], place % block_size] = source
+
+
+@triton.jit
+def _select(
+    rows,
+    width,
+    requests,
+    query_start_loc,
+    seq_lens,
+    first,
+    scores,
+    positions,
+    longest,
+    layer,
+    NUM_KV_HEADS: tl.constexpr,
+    NUM_HEADS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """One program for each (prompt, KV head)."""
+    request, row, window_start = prompt_of(
+        rows, width, requests, query_start_loc, seq_lens, NUM_KV_HEADS, WINDOW
+    )
+    if window_start < 0:
+        return
+    size = full_blocks_of(tl.load(row), WINDOW, BLOCK_SIZE) * BLOCK_SIZE
+    head = layer * NUM_KV_HEADS + tl.program_id(0) % NUM_KV_HEADS
+    dealt = first + request.to(tl.int64) * (NUM_HEADS + 1) + head
+    num_kept = (tl.load(dealt + 1) - tl.load(dealt)) * BLOCK_SIZE
+    own = tl.program_id(0).to(tl.int64) * longest
+    # Numbers that are not negative are in the order of their bits.
+    low, high = tl.full((), 0, tl.int32), tl.full((), 0x7F800001, tl.int32)
+    while high - low > 1:  # the highest score that at least `num_kept` positions reach
+        middle = low + (high - low) // 2
+        reaches = _count_from(scores + own, size, middle, TILE) >= num_kept
+        low = tl.where(reaches, middle, low)
+        high = tl.where(reaches, high, middle)
+    num_equal_left = num_kept - _count_from(scores + own, size, low + 1, TILE)
+    num_written = 0
+    for begin in range(0, size, TILE):
+        position = begin + tl.arange(0, TILE)
+        bits = tl.load(scores + own + position, mask=position < size, other=0.0)
+        bits = bits.to(tl.int32, bitcast=True)
+        is_equal = ((bits == low) & (position < size)).to(tl.int32)
+        is_taken = is_equal * (tl.cumsum(is_equal, 0) <= num_equal_left).to(tl.int32)
+        is_kept = is_taken + ((bits > low) & (position < size)).to(tl.int32)
+        place = num_written + tl.cumsum(is_kept, 0) - 1
+        tl.store(positions + own + place, position, mask=is_kept > 0)
+        num_written += tl.sum(is_kept, 0)
+        num_equal_left -= tl.sum(is_taken, 0)
+
+
+@triton.jit
+def _count_from(scores, size, least, TILE: tl.constexpr):
+    """How many of `size` scores have bits of at least `least`."""
+    found = tl.zeros((TILE,), tl.int32)
+    for begin in range(0, size, TILE):
+        position = begin + tl.arange(0, TILE)
+        bits = tl.load(scores + position, mask=position < size, other=0.0)
+        found += ((bits.to(tl.int32, bitcast=True) >= least) & (position < size)).to(tl.int32)
+    return tl.sum(found, 0)
+
+
+@triton.jit
+def _copy(
+    rows,
+    width,
+    requests,
+    query_start_loc,
+    seq_lens,
+    first,
+    positions,
+    head_blocks,
+    longest,
+    layer,
+    NUM_KV_HEADS: tl.constexpr,
+    NUM_HEADS: tl.constexpr,
+    CONTENT: tl.constexpr,
+    CONTENT_LANES: tl.constexpr,
+    ENTRY_LANES: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """One program for each (prompt, KV head) and head block that it may keep."""
+    request, row, window_start = prompt_of(
+        rows, width, requests, query_start_loc, seq_lens, NUM_KV_HEADS, WINDOW
+    )
+    own = layer * NUM_KV_HEADS + tl.program_id(0) % NUM_KV_HEADS
+    dealt = first + request.to(tl.int64) * (NUM_HEADS + 1) + own
+    begin, index = tl.load(dealt), tl.program_id(1)
+    if (window_start < 0) | (index >= tl.load(dealt + 1) - begin):
+        return
+    entry, lane = tl.arange(0, ENTRY_LANES), tl.arange(0, CONTENT_LANES)
+    is_entry = entry < BLOCK_SIZE
+    is_used = is_entry[:, None] & (lane < CONTENT)[None, :]
+    place = tl.program_id(0).to(tl.int64) * longest + index * BLOCK_SIZE + entry
+    position = tl.load(positions + place, mask=is_entry, other=0)
+    num_compressed = tl.load(row + 1)
+    blocks = row + HEADER + num_compressed + position // BLOCK_SIZE
+    block = tl.load(blocks, mask=is_entry, other=0).to(tl.int64)
+    source = ((block * NUM_HEADS + own) * BLOCK_SIZE + position % BLOCK_SIZE) * CONTENT
+    among_kept = begin + index
+    to_block = tl.load(row + HEADER + among_kept // NUM_HEADS).to(tl.int64)
+    target = ((to_block * NUM_HEADS + among_kept % NUM_HEADS) * BLOCK_SIZE + entry) * CONTENT
+    kept = tl.load(head_blocks + source[:, None] + lane[None, :], mask=is_used)
+    tl.store(head_blocks + target[:, None] + lane[None, :], kept, mask=is_used)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts that a step may complete, and then compresses."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from headkv_vllm.block_row import BlockRow
+from headkv_vllm.kernels.rows import DeviceRows, row_of
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What the host knows: which requests read their prompts, and how far they can come.
+
+    requests: [num_prompts] int32, their rows. Those that are not to be compressed, or not yet,
+        are among them: only the device can tell.
+    query_start_loc: [num_reqs + 1] int32. seq_lens: [num_reqs] int32, up to the end of this step.
+    longest: no request in `requests` comes to more tokens in this step.
+    """
+
+    requests: torch.Tensor
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    longest: int
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A prompt that the step completes and compresses, as plain twins see it.
+
+    window_start: index in the batch of the first token of its window. first: [L*H + 1].
+    """
+
+    row: BlockRow
+    window_start: int
+    num_candidates: int
+    first: list[int]
+
+
+def completed(rows: DeviceRows, prompts: Prompts) -> list[Completed | None]:
+    """For each of `prompts.requests`, by counting; None where nothing is to be compressed."""
+    found: list[Completed | None] = []
+    starts, ends = prompts.query_start_loc.tolist(), prompts.seq_lens.tolist()
+    for request in prompts.requests.tolist():
+        row = BlockRow.parse(rows.rows[request].tolist())
+        length, start = row.num_prompt_tokens, starts[request]
+        num_computed = ends[request] - (starts[request + 1] - start)
+        if not row.compressed_blocks or not num_computed < length <= ends[request]:
+            found.append(None)
+            continue
+        num_candidates = (length - rows.window) // rows.block_size * rows.block_size
+        window_start = start + length - num_computed - rows.window
+        found.append(Completed(row, window_start, num_candidates, rows.first[request].tolist()))
+    return found
+
+
+@triton.jit
+def window_start_of(row, request, query_start_loc, seq_lens, WINDOW: tl.constexpr):
+    """Where the window begins in the batch; -1 where no prompt is to be compressed."""
+    start = tl.load(query_start_loc + request)
+    num_new = tl.load(query_start_loc + request + 1) - start
+    seq_len, length = tl.load(seq_lens + request), tl.load(row)
+    num_computed = seq_len - num_new
+    is_completed = (tl.load(row + 1) > 0) & (num_computed < length) & (length <= seq_len)
+    return tl.where(is_completed, start + length - num_computed - WINDOW, -1)
+
+
+@triton.jit
+def prompt_of(
+    rows,
+    width,
+    requests,
+    query_start_loc,
+    seq_lens,
+    NUM_KV_HEADS: tl.constexpr,
+    WINDOW: tl.constexpr,
+):
+    """Of a program for a (prompt, KV head): its request, its row, and where its window begins."""
+    request = tl.load(requests + tl.program_id(0) // NUM_KV_HEADS)
+    row = row_of(rows, request, width)
+    return request, row, window_start_of(row, request, query_start_loc, seq_lens, WINDOW)
+
+
+def launch_arguments(rows: DeviceRows, prompts: Prompts) -> tuple[torch.Tensor | int, ...]:
+    """What `prompt_of` takes, up to its sizes."""
+    locations = (prompts.query_start_loc, prompts.seq_lens)
+    return (rows.rows, rows.rows.stride(0), prompts.requests, *locations)
