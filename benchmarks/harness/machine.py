@@ -4,8 +4,11 @@
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import torch
 
 
 def describe_machine() -> dict[str, str]:
@@ -14,11 +17,23 @@ def describe_machine() -> dict[str, str]:
         "cpu": _field("/proc/cpuinfo", "model name") or platform.processor(),
         "cores": str(os.cpu_count()),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
-        "torch": version("torch"),
-        "vllm": version("vllm"),
-        "headkv-vllm": version("headkv-vllm"),
+        **_gpu(),
+        **_versions(),
         "commit": _commit(),
     }
+
+
+def _gpu() -> dict[str, str]:
+    return {"gpu": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}
+
+
+def _versions() -> dict[str, str]:
+    """Of what is installed: the kernels alone need no vLLM."""
+    installed = {}
+    for package in ("torch", "triton", "vllm", "headkv-vllm"):
+        with suppress(PackageNotFoundError):
+            installed[package] = version(package)
+    return installed
 
 
 def _field(path: str, name: str) -> str:
