@@ -39,6 +39,7 @@ from headkv_vllm.kernels.position_scores import Wanted, position_scores, positio
 from headkv_vllm.kernels.prompts import Prompts
 from headkv_vllm.kernels.rows import DeviceTokens
 from headkv_vllm.kernels.step_tokens import step_tokens, step_tokens_plain
+from headkv_vllm.kernels.whole_attention import attend_whole, attend_whole_plain
 from headkv_vllm.kernels.window_scores import window_scores, window_scores_plain
 from headkv_vllm.kernels.work_list import WorkList, work_list, work_list_plain
 
@@ -77,7 +78,7 @@ def prompts_of(state: DeviceState) -> Prompts:
     device = state.seq_lens.device
     columns = (torch.tensor(v, dtype=torch.int32, device=device) for v in (starts, lengths))
     requests = torch.arange(len(lengths), dtype=torch.int32, device=device)
-    return Prompts(requests, *columns, max(lengths))
+    return Prompts(requests, *columns, max(lengths), max(lengths))
 
 
 def difference(made: torch.Tensor, plain: torch.Tensor) -> float:
@@ -115,6 +116,10 @@ def attention_check(state: DeviceState) -> Iterator[Check]:
 def compaction_checks(state: DeviceState) -> Iterator[Check]:
     rows, prompts, inputs = state.rows, prompts_of(state), state.layer(0)
     query = state.queries(sum(state.shape.prompt_tokens))
+    made, plain = torch.empty_like(query), torch.empty_like(query)
+    for attend, output in ((attend_whole, made), (attend_whole_plain, plain)):
+        attend(query, rows, prompts, inputs, output)
+    yield "attention of prompts", difference(made, plain), 0.02
     arguments = (query, rows, prompts, inputs, "mean")
     attention = window_scores(*arguments)
     yield "attention of the window", difference(attention, window_scores_plain(*arguments)), 0.005

@@ -19,12 +19,14 @@ class Prompts:
         are among them: only the device can tell.
     query_start_loc: [num_reqs + 1] int32. seq_lens: [num_reqs] int32, up to the end of this step.
     longest: no request in `requests` comes to more tokens in this step.
+    most_new_tokens: nor computes more of them in it.
     """
 
     requests: torch.Tensor
     query_start_loc: torch.Tensor
     seq_lens: torch.Tensor
     longest: int
+    most_new_tokens: int
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ from headkv_vllm.kernels.position_scores import Wanted, position_scores
 from headkv_vllm.kernels.prompts import Prompts
 from headkv_vllm.kernels.rows import DeviceRows
 from headkv_vllm.kernels.step_tokens import step_tokens
+from headkv_vllm.kernels.stored_entries import store_entries
+from headkv_vllm.kernels.whole_attention import attend_whole
 from headkv_vllm.kernels.window_scores import window_scores
 from headkv_vllm.kernels.work_list import work_list
 
@@ -65,19 +67,21 @@ def launch_all(cache_dtype: torch.dtype) -> None:
     first = first_head_blocks(table, weights, 8, 16, 1)
     rows = DeviceRows(table, first, 2, 2, 16, 8)
     starts, ends = (torch.tensor(values, dtype=torch.int32) for values in ([0, 1, 2], [9, 9]))
-    tokens, _ = step_tokens(table, starts, ends, 2, 1, 16)
+    tokens, slots = step_tokens(table, starts, ends, 2, 1, 16)
     entries, ones = torch.zeros((160, 16, 256), dtype=cache_dtype), torch.ones(1)
     inputs = LayerInputs(1, entries, 0.1, 0.0, ones, ones)
     query = torch.zeros((2, 8, 128), dtype=torch.bfloat16)
     work = work_list(rows, tokens, 8)
-    prompts = Prompts(torch.tensor([0, 1], dtype=torch.int32), starts, ends, 300)
+    prompts = Prompts(torch.tensor([0, 1], dtype=torch.int32), starts, ends, 300, 20)
     for soft_cap, reduction, pooling in ((0.0, "mean", "max"), (5.0, "max", "avg")):
         capped = replace(inputs, logits_soft_cap=soft_cap)
         attend_by_head(query, rows, tokens, work, capped, torch.empty_like(query))
+        attend_whole(query, rows, prompts, capped, torch.empty_like(query))
         attention = window_scores(query, rows, prompts, capped, reduction)
         asked = Settings(budget=64, pooling=pooling, value_norm=pooling == "avg")
         wanted = Wanted(asked, torch.zeros(7, dtype=torch.int32))
         scores = position_scores(attention, rows, prompts, inputs, wanted)
+    store_entries(query[:, :2], query[:, 2:4], slots, rows, inputs)
     copy_entries(top_positions(scores, rows, prompts, 1), rows, prompts, inputs)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from headkv_vllm.block_row import BlockRow, num_compressed_blocks
 from headkv_vllm.kernels.head_attention import LayerInputs
+from headkv_vllm.kernels.prompts import Prompts
 from headkv_vllm.kernels.rows import DeviceRows, DeviceTokens
 from headkv_vllm.kernels.step_tokens import step_tokens_plain
 from tests.steps import Step
@@ -70,3 +71,11 @@ def one_step() -> Step:
     )
     scores = np.random.default_rng(0).random((2, 3))
     return Step(rows, (104, 70), (105, 71), scores, block_size=16, window=8, padding=1)
+
+
+def prompts_of(step: Step, more_tokens: int = 0) -> Prompts:
+    """All requests of the step, for only the device knows which are prompts that end here."""
+    requests = torch.arange(len(step.rows), dtype=torch.int32, device=DEVICE)
+    locations = (step.query_start_loc.to(DEVICE), step.seq_lens.to(DEVICE))
+    most_new = int(step.query_lens.max()) + more_tokens
+    return Prompts(requests, *locations, max(step.ends) + more_tokens, most_new)

@@ -17,9 +17,15 @@ from headkv_vllm.kernels.compaction import (
     top_positions_plain_by_head,
 )
 from headkv_vllm.kernels.position_scores import Wanted, position_scores, position_scores_plain
-from headkv_vllm.kernels.prompts import Prompts
 from headkv_vllm.kernels.window_scores import window_scores, window_scores_plain
-from tests.kernels.device_steps import DEVICE, device_rows, layer_inputs, one_step, some_queries
+from tests.kernels.device_steps import (
+    DEVICE,
+    device_rows,
+    layer_inputs,
+    one_step,
+    prompts_of,
+    some_queries,
+)
 from tests.steps import steps
 
 pytest.importorskip("triton")
@@ -28,13 +34,6 @@ RECENT = torch.tensor(
     [int(p.positions == "recency") for p in POLICIES.values()], dtype=torch.int32, device=DEVICE
 )
 some_steps = steps(kinds=("last", "last", "resumed", "prefill", "decode"))
-
-
-def prompts_of(step, more_tokens=0):
-    """All requests of the step, for only the device knows which are prompts that end here."""
-    requests = torch.arange(len(step.rows), dtype=torch.int32, device=DEVICE)
-    locations = (step.query_start_loc.to(DEVICE), step.seq_lens.to(DEVICE))
-    return Prompts(requests, *locations, max(step.ends) + more_tokens)
 
 
 def some_scores(step, prompts, values):
