@@ -13,7 +13,7 @@ from vllm.config import VllmConfig
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
-from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, replace_as
 from vllm.v1.request import Request
 
 from headkv_vllm.block_row import HEADER_SIZE, num_row_entries
@@ -25,11 +25,23 @@ from headkv_vllm.budgets.request import (
 )
 from headkv_vllm.engine.logger import logger
 from headkv_vllm.engine.settings import read_settings
+from headkv_vllm.errors import UnsupportedError, shown
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadKVSpec(FullAttentionSpec):
     """Full attention whose requests hold a header and compressed blocks besides their tokens."""
+
+    @classmethod
+    def of(cls, spec: AttentionSpec) -> "HeadKVSpec":
+        """Raises UnsupportedError for layers that are not of full attention."""
+        if type(spec) is not FullAttentionSpec or spec.non_causal:
+            raise UnsupportedError(
+                f"--attention-backend headkv does not support layers with {shown(spec)}: only "
+                "causal full attention can be compressed"
+            )
+        converted: HeadKVSpec = replace_as(spec, cls)
+        return converted
 
     def max_num_blocks_per_req(self, vllm_config: VllmConfig, max_len: int) -> int:
         """Width of a block-table row, whatever budgets are asked for: see `block_row`."""

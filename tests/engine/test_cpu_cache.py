@@ -11,12 +11,12 @@ from headkv_vllm.block_row import BlockRow, head_block_tables, head_seq_lens
 from headkv_vllm.engine.backends.cpu_cache import (
     PACKINGS,
     PagedCache,
-    flat_head_blocks,
     gather_entries,
     gather_keys,
     gather_values,
     split_key_value,
 )
+from headkv_vllm.engine.backends.flat_cache import flat_head_blocks
 
 if not current_platform.is_cpu():
     pytest.skip("needs vLLM's CPU build", allow_module_level=True)

@@ -5,14 +5,13 @@ from typing import Any, ClassVar
 
 from vllm.v1.attention.backend import AttentionType, MultipleOf
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, KVCacheLayout, replace_as
+from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
 
 from headkv_vllm.engine.backends.cpu_attention import HeadKVCpuImpl
 from headkv_vllm.engine.backends.cpu_metadata import HeadKVCpuMetadataBuilder
 from headkv_vllm.engine.compatibility import BLOCK_SIZE_MULTIPLE
 from headkv_vllm.engine.kv_cache import HeadKVSpec
 from headkv_vllm.engine.names import BACKEND_NAME, DEFAULT_BLOCK_SIZE
-from headkv_vllm.errors import UnsupportedError, shown
 
 
 class HeadKVCpuBackend(CPUAttentionBackend):
@@ -42,12 +41,7 @@ class HeadKVCpuBackend(CPUAttentionBackend):
     @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
         """Raises UnsupportedError for layers that are not of full attention."""
-        if type(spec) is not FullAttentionSpec or spec.non_causal:
-            raise UnsupportedError(
-                f"--attention-backend headkv does not support layers with {shown(spec)}: only "
-                "causal full attention can be compressed"
-            )
-        return replace_as(spec, HeadKVSpec)
+        return HeadKVSpec.of(spec)
 
     @staticmethod
     def get_name() -> str:

@@ -12,7 +12,7 @@ from headkv_vllm.batch import Compression, HeadTokens, Indices, WholeTokens
 from headkv_vllm.engine.backends.cpu_cache import LayerCache, PagedCache
 from headkv_vllm.engine.backends.cpu_compaction import LayerAttention, compress
 from headkv_vllm.engine.backends.cpu_metadata import HeadKVCpuMetadata
-from headkv_vllm.errors import UnsupportedError
+from headkv_vllm.engine.backends.layer_features import check_features
 
 
 class HeadKVCpuImpl(CPUAttentionBackendImpl):
@@ -21,17 +21,12 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._cache: LayerCache | None = None
-        unsupported = {
-            "ALiBi": self.alibi_slopes is not None,
-            "sliding-window attention": self.sliding_window != -1,
-            "attention sinks": self.sinks is not None,
-            "layers that share another layer's KV cache": (
-                self.kv_sharing_target_layer_name is not None
-            ),
-        }
-        for feature, is_used in unsupported.items():
-            if is_used:
-                raise UnsupportedError(f"--attention-backend headkv does not support {feature}")
+        check_features(
+            self.alibi_slopes is not None,
+            self.sliding_window != -1,
+            self.sinks is not None,
+            self.kv_sharing_target_layer_name is not None,
+        )
 
     def forward(
         self,

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from vllm import _custom_ops as ops
 
+from headkv_vllm.engine.backends.flat_cache import flat_head_blocks
+
 PACKINGS = ("vec", "vec16", "amx")
 """The instruction sets that can be read back."""
 
@@ -75,20 +77,6 @@ def gather_entries(
     keys = key_cache.unflatten(2, (head_size, block_size))
     values = value_cache.unflatten(2, (block_size, head_size))
     return keys[blocks, heads, :, offsets], values[blocks, heads, offsets]
-
-
-def flat_head_blocks(kv_cache: torch.Tensor, layer_index: int, num_layers: int) -> torch.Tensor:
-    """All head blocks of all layers, as a cache with one KV head.
-
-    kv_cache: [num_blocks, num_kv_heads, block_size, 2 * head_size], the view of one layer.
-    Returns [num_blocks * num_layers * num_kv_heads, 1, block_size, 2 * head_size].
-    """
-    num_blocks, num_kv_heads, block_size, content = kv_cache.shape
-    size = block_size * content
-    assert kv_cache.stride() == (num_layers * num_kv_heads * size, size, content, 1)
-    assert kv_cache.storage_offset() == layer_index * num_kv_heads * size
-    shape = (num_blocks * num_layers * num_kv_heads, 1, block_size, content)
-    return kv_cache.as_strided(shape, (size, size, content, 1), 0)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One layer's attention by our own Triton kernels alone."""
+
+from typing import Any
+
+import torch
+from vllm.v1.attention.backend import AttentionImpl, AttentionLayer
+
+from headkv_vllm.engine.backends.device_metadata import Decodes, HeadKVDeviceMetadata
+from headkv_vllm.engine.backends.flat_cache import flat_head_blocks
+from headkv_vllm.engine.backends.layer_features import check_features
+from headkv_vllm.kernels.compaction import copy_entries, top_positions
+from headkv_vllm.kernels.head_attention import LayerInputs, attend_by_head
+from headkv_vllm.kernels.position_scores import position_scores
+from headkv_vllm.kernels.prompts import Prompts
+from headkv_vllm.kernels.stored_entries import store_entries
+from headkv_vllm.kernels.whole_attention import attend_whole
+from headkv_vllm.kernels.window_scores import window_scores
+
+
+class HeadKVTritonImpl(AttentionImpl[HeadKVDeviceMetadata]):
+    """One layer's attention: write, attend whole, compress, attend by head."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int,
+        alibi_slopes: list[float] | None = None,
+        sliding_window: int | None = None,
+        kv_cache_dtype: str = "auto",
+        logits_soft_cap: float | None = None,
+        attn_type: str = "decoder",
+        kv_sharing_target_layer_name: str | None = None,
+        sinks: torch.Tensor | None = None,
+        **others: Any,
+    ) -> None:
+        self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
+        self.scale, self.kv_cache_dtype = float(scale), kv_cache_dtype
+        self._logits_soft_cap = float(logits_soft_cap or 0.0)
+        self._kv_cache: torch.Tensor | None = None
+        check_features(
+            alibi_slopes is not None,
+            sliding_window is not None,
+            sinks is not None,
+            kv_sharing_target_layer_name is not None,
+        )
+
+    def forward(
+        self,
+        layer: AttentionLayer,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: HeadKVDeviceMetadata | None,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """query: [num_tokens, num_heads, head_size]; key and value with num_kv_heads.
+
+        kv_cache: [num_blocks, num_kv_heads, block_size, 2 * head_size], this layer's view.
+        Writes to `output`, shaped like `query`, and returns it.
+        """
+        if attn_metadata is None:  # a profiling run
+            return output.zero_()
+        inputs = self._layer_inputs(layer, kv_cache, attn_metadata)
+        num_tokens, rows = len(attn_metadata.slots), attn_metadata.rows
+        store_entries(key[:num_tokens], value[:num_tokens], attn_metadata.slots, rows, inputs)
+        if attn_metadata.prompts is not None:
+            attend_whole(query, rows, attn_metadata.prompts, inputs, output)
+            _compress(query, attn_metadata.prompts, inputs, attn_metadata)
+        if attn_metadata.decodes is not None:
+            _decode(query[:num_tokens], attn_metadata.decodes, inputs, attn_metadata, output)
+        return output
+
+    def _layer_inputs(
+        self, layer: AttentionLayer, kv_cache: torch.Tensor, attn_metadata: HeadKVDeviceMetadata
+    ) -> LayerInputs:
+        if self._kv_cache is not kv_cache:
+            index = attn_metadata.layers[layer.layer_name]
+            flat = flat_head_blocks(kv_cache, index, len(attn_metadata.layers))[:, 0]
+            scales = (layer._k_scale.view(1), layer._v_scale.view(1))
+            self._inputs = LayerInputs(index, flat, self.scale, self._logits_soft_cap, *scales)
+            self._kv_cache = kv_cache
+        return self._inputs
+
+
+def _compress(
+    query: torch.Tensor,
+    prompts: Prompts,
+    inputs: LayerInputs,
+    attn_metadata: HeadKVDeviceMetadata,
+) -> None:
+    rows, wanted = attn_metadata.rows, attn_metadata.wanted
+    attention = window_scores(query, rows, prompts, inputs, wanted.settings.query_reduction)
+    scores = position_scores(attention, rows, prompts, inputs, wanted)
+    copy_entries(top_positions(scores, rows, prompts, inputs.layer), rows, prompts, inputs)
+
+
+def _decode(
+    query: torch.Tensor,
+    decodes: Decodes,
+    inputs: LayerInputs,
+    attn_metadata: HeadKVDeviceMetadata,
+    output: torch.Tensor,
+) -> None:
+    if isinstance(decodes.places, slice):
+        attend_by_head(query, attn_metadata.rows, decodes.tokens, decodes.work, inputs, output)
+        return
+    queries = query[decodes.places]
+    results = torch.empty_like(queries)
+    attend_by_head(queries, attn_metadata.rows, decodes.tokens, decodes.work, inputs, results)
+    output[decodes.places] = results
