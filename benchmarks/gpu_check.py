@@ -28,6 +28,9 @@ from benchmarks.harness.device_state import (
 )
 from benchmarks.harness.report import RESULTS, Bar, Report
 from headkv_vllm.kernels.allotment import first_head_blocks, first_head_blocks_plain
+from headkv_vllm.kernels.buffers import Buffers
+from headkv_vllm.kernels.chunk_attention import attend_chunks, attend_chunks_plain
+from headkv_vllm.kernels.chunks import Chunks
 from headkv_vllm.kernels.compaction import (
     copy_entries,
     copy_entries_plain,
@@ -36,10 +39,8 @@ from headkv_vllm.kernels.compaction import (
 )
 from headkv_vllm.kernels.head_attention import attend_by_head, attend_by_head_plain
 from headkv_vllm.kernels.position_scores import Wanted, position_scores, position_scores_plain
-from headkv_vllm.kernels.prompts import Prompts
 from headkv_vllm.kernels.rows import DeviceTokens
 from headkv_vllm.kernels.step_tokens import step_tokens, step_tokens_plain
-from headkv_vllm.kernels.whole_attention import attend_whole, attend_whole_plain
 from headkv_vllm.kernels.window_scores import window_scores, window_scores_plain
 from headkv_vllm.kernels.work_list import WorkList, work_list, work_list_plain
 
@@ -67,18 +68,18 @@ def decode_step(state: DeviceState) -> tuple[DeviceTokens, WorkList]:
     num_reqs = len(state.seq_lens)
     starts = torch.arange(num_reqs + 1, dtype=torch.int32, device=state.seq_lens.device)
     table, block_size = state.rows.rows, state.rows.block_size
-    tokens, _ = step_tokens(table, starts, state.seq_lens, num_reqs, 1, block_size)
-    return tokens, work_list(state.rows, tokens, num_programs())
+    tokens, _ = step_tokens(table, starts, state.seq_lens, num_reqs, 1, block_size, state.buffers)
+    return tokens, work_list(state.rows, tokens, num_programs(), state.buffers)
 
 
-def prompts_of(state: DeviceState) -> Prompts:
+def chunks_of(state: DeviceState) -> Chunks:
     """Each request reads its whole prompt in this step."""
     lengths = state.shape.prompt_tokens
     starts = [sum(lengths[:place]) for place in range(len(lengths) + 1)]
     device = state.seq_lens.device
     columns = (torch.tensor(v, dtype=torch.int32, device=device) for v in (starts, lengths))
     requests = torch.arange(len(lengths), dtype=torch.int32, device=device)
-    return Prompts(requests, *columns, max(lengths), max(lengths))
+    return Chunks(requests, *columns, max(lengths), max(lengths))
 
 
 def difference(made: torch.Tensor, plain: torch.Tensor) -> float:
@@ -87,18 +88,36 @@ def difference(made: torch.Tensor, plain: torch.Tensor) -> float:
 
 def metadata_checks(state: DeviceState) -> Iterator[Check]:
     rows = state.rows
-    arguments = (rows.rows, state.weights, SETTINGS.window, BLOCK_SIZE, SETTINGS.min_blocks)
+    arguments = (
+        rows.rows,
+        state.weights,
+        SETTINGS.window,
+        BLOCK_SIZE,
+        SETTINGS.min_blocks,
+        Buffers(rows.rows.device),
+    )
     first, plain_first = first_head_blocks(*arguments), first_head_blocks_plain(*arguments)
     yield "head blocks dealt out", difference(first, plain_first), 0
     starts = torch.arange(len(state.seq_lens) + 1, dtype=torch.int32, device=rows.rows.device)
-    arguments = (rows.rows, starts, state.seq_lens, len(state.seq_lens) + 1, 1, BLOCK_SIZE)
+    arguments = (
+        rows.rows,
+        starts,
+        state.seq_lens,
+        len(state.seq_lens) + 1,
+        1,
+        BLOCK_SIZE,
+        state.buffers,
+    )
     (tokens, slots), (plain_tokens, plain_slots) = (
         step_tokens(*arguments),
         step_tokens_plain(*arguments),
     )
     yield "slots", difference(slots, plain_slots), 0
     yield "ends of tokens", difference(tokens.ends, plain_tokens.ends), 0
-    work, plain = work_list(rows, tokens, 8), work_list_plain(rows, tokens, 8)
+    work, plain = (
+        work_list(rows, tokens, 8, state.buffers),
+        work_list_plain(rows, tokens, 8, state.buffers),
+    )
     yield "lengths of heads", difference(work.seq_lens, plain.seq_lens), 0
     yield "pieces of work", difference(work.first_piece, plain.first_piece), 0
 
@@ -114,28 +133,28 @@ def attention_check(state: DeviceState) -> Iterator[Check]:
 
 
 def compaction_checks(state: DeviceState) -> Iterator[Check]:
-    rows, prompts, inputs = state.rows, prompts_of(state), state.layer(0)
+    rows, chunks, inputs = state.rows, chunks_of(state), state.layer(0)
     query = state.queries(sum(state.shape.prompt_tokens))
     made, plain = torch.empty_like(query), torch.empty_like(query)
-    for attend, output in ((attend_whole, made), (attend_whole_plain, plain)):
-        attend(query, rows, prompts, inputs, output)
+    for attend, output in ((attend_chunks, made), (attend_chunks_plain, plain)):
+        attend(query, rows, chunks, inputs, output)
     yield "attention of prompts", difference(made, plain), 0.02
-    arguments = (query, rows, prompts, inputs, "mean")
+    arguments = (query, rows, chunks, inputs, "mean")
     attention = window_scores(*arguments)
     yield "attention of the window", difference(attention, window_scores_plain(*arguments)), 0.005
     recent = torch.zeros(1, dtype=torch.int32, device=query.device)
     wanted = Wanted(SETTINGS, recent)
-    scores = position_scores(attention, rows, prompts, inputs, wanted)
-    plain = position_scores_plain(attention, rows, prompts, inputs, wanted)
+    scores = position_scores(attention, rows, chunks, inputs, wanted)
+    plain = position_scores_plain(attention, rows, chunks, inputs, wanted)
     yield "scores of positions", difference(scores, plain), 1e-6
-    positions = top_positions(scores, rows, prompts, 0)
-    kept = top_positions_plain_by_head(scores, rows, prompts, 0)
+    positions = top_positions(scores, rows, chunks, 0)
+    kept = top_positions_plain_by_head(scores, rows, chunks, 0)
     yield "positions kept", difference(positions, kept), 0
     before = state.cache.clone()
-    copy_entries(positions, rows, prompts, inputs)
+    copy_entries(positions, rows, chunks, inputs)
     made = state.cache.clone()
     state.cache.copy_(before)
-    copy_entries_plain(positions, rows, prompts, inputs)
+    copy_entries_plain(positions, rows, chunks, inputs)
     yield "entries copied", difference(made, state.cache), 0
 
 
@@ -192,14 +211,14 @@ def decode_measures() -> dict[str, float]:
 
 def prefill_measures() -> dict[str, float]:
     state = made_state(PREFILL, torch.device("cuda"), torch.bfloat16)
-    rows, prompts, inputs = state.rows, prompts_of(state), state.layer(0)
+    rows, chunks, inputs = state.rows, chunks_of(state), state.layer(0)
     query = state.queries(sum(PREFILL.prompt_tokens))
     wanted = Wanted(SETTINGS, torch.zeros(1, dtype=torch.int32, device="cuda"))
 
     def compress() -> None:
-        attention = window_scores(query, rows, prompts, inputs, "mean")
-        scores = position_scores(attention, rows, prompts, inputs, wanted)
-        copy_entries(top_positions(scores, rows, prompts, 0), rows, prompts, inputs)
+        attention = window_scores(query, rows, chunks, inputs, "mean")
+        scores = position_scores(attention, rows, chunks, inputs, wanted)
+        copy_entries(top_positions(scores, rows, chunks, 0), rows, chunks, inputs)
 
     return {"compressing a prompt of 32,768 tokens, ms per layer": milliseconds(compress)}
 

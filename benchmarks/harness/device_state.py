@@ -9,6 +9,7 @@ import torch
 from headkv_vllm.budgets.headkv import headkv_shares
 from headkv_vllm.config import Settings
 from headkv_vllm.kernels.allotment import HeadWeights, first_head_blocks
+from headkv_vllm.kernels.buffers import Buffers
 from headkv_vllm.kernels.head_attention import LayerInputs
 from headkv_vllm.kernels.rows import DeviceRows
 
@@ -48,6 +49,7 @@ class DeviceState:
     weights: HeadWeights
     cache: torch.Tensor
     seq_lens: torch.Tensor
+    buffers: Buffers
 
     def layer(self, index: int) -> LayerInputs:
         one = torch.ones(1, device=self.cache.device)
@@ -72,11 +74,15 @@ def made_state(shape: Shape, device: torch.device, dtype: torch.dtype) -> Device
     rows = torch.from_numpy(table).to(device)
     scores = rng.random((shape.num_layers, shape.num_kv_heads)) ** 4
     weights = HeadWeights.of(headkv_shares(scores, 1, 2, SETTINGS).reshape(1, -1), device)
-    first = first_head_blocks(rows, weights, SETTINGS.window, BLOCK_SIZE, SETTINGS.min_blocks)
+    buffers = Buffers(device)
+    first = first_head_blocks(
+        rows, weights, SETTINGS.window, BLOCK_SIZE, SETTINGS.min_blocks, buffers
+    )
     sizes = (shape.num_layers, shape.num_kv_heads, BLOCK_SIZE, SETTINGS.window)
     content = (BLOCK_SIZE, 2 * shape.head_size)
     cache = torch.empty(((total + 1) * scores.size, *content), dtype=dtype, device=device)
     cache.normal_()
     ends = [length + shape.generated for length in shape.prompt_tokens]
     seq_lens = torch.tensor(ends, dtype=torch.int32, device=device)
-    return DeviceState(shape, DeviceRows(rows, first, *sizes), weights, cache, seq_lens)
+    of_rows = DeviceRows(rows, first, *sizes)
+    return DeviceState(shape, of_rows, weights, cache, seq_lens, buffers)

@@ -391,6 +391,12 @@ ATTENTION = (
             "supports_kv_connector",
         ),
     ),
+    Used(
+        _BACKEND,
+        "AttentionCGSupport",
+        "which steps a CUDA graph may hold",
+        ("UNIFORM_SINGLE_TOKEN_DECODE",),
+    ),
     Used(_BACKEND, "AttentionImpl", "extended: one layer's attention on kernels of our own"),
     Used(
         _BACKEND,

@@ -13,6 +13,7 @@ from headkv_vllm.budgets.allotment import (
     deal_by_weight,
     integer_weights,
 )
+from headkv_vllm.kernels.buffers import Buffers
 from headkv_vllm.kernels.rows import full_blocks_of, row_of
 
 
@@ -34,14 +35,20 @@ class HeadWeights:
 
 
 def first_head_blocks(
-    rows: torch.Tensor, weights: HeadWeights, window: int, block_size: int, min_blocks: int
+    rows: torch.Tensor,
+    weights: HeadWeights,
+    window: int,
+    block_size: int,
+    min_blocks: int,
+    buffers: Buffers,
 ) -> torch.Tensor:
     """Where each head's head blocks begin among those of its request.
 
-    rows: [num_reqs, width] int32. Returns [num_reqs, L*H + 1] int32; see `DeviceRows.first`.
+    rows: [num_reqs, width] int32. Returns [num_reqs, L*H + 1] int32; see `DeviceRows.first`;
+    in `buffers`.
     """
     num_reqs, num_heads = len(rows), weights.by_head.shape[1]
-    first = rows.new_empty((num_reqs, num_heads + 1))
+    first = buffers.take("first", num_reqs, num_heads + 1)
     _deal_out[(num_reqs,)](
         rows,
         rows.stride(0),
@@ -59,7 +66,12 @@ def first_head_blocks(
 
 
 def first_head_blocks_plain(
-    rows: torch.Tensor, weights: HeadWeights, window: int, block_size: int, min_blocks: int
+    rows: torch.Tensor,
+    weights: HeadWeights,
+    window: int,
+    block_size: int,
+    min_blocks: int,
+    buffers: Buffers,
 ) -> torch.Tensor:
     """Plain twin of `first_head_blocks`."""
     num_heads = weights.by_head.shape[1]

@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from headkv_vllm.block_row import head_blocks as head_blocks_of
+from headkv_vllm.kernels.chunks import Chunks, completed, launch_arguments, prompt_of
 from headkv_vllm.kernels.head_attention import LayerInputs
-from headkv_vllm.kernels.prompts import Prompts, completed, launch_arguments, prompt_of
 from headkv_vllm.kernels.rows import HEADER, DeviceRows, full_blocks_of
 from headkv_vllm.selection import top_positions_plain
 
@@ -15,20 +15,20 @@ TILE = 1024
 
 
 def top_positions(
-    scores: torch.Tensor, rows: DeviceRows, prompts: Prompts, layer: int
+    scores: torch.Tensor, rows: DeviceRows, chunks: Chunks, layer: int
 ) -> torch.Tensor:
     """The positions of the highest scores of each head, as many as it has entries, ascending.
 
-    scores: [num_prompts, H, longest] float32, >= 0, see `position_scores`. Returns the same shape
+    scores: [num_chunks, H, longest] float32, >= 0, see `position_scores`. Returns the same shape
     in int32, 0 beyond a head's entries. Of equal scores the earlier positions are kept.
     """
     positions = torch.zeros(scores.shape, dtype=torch.int32, device=scores.device)
     _select[(scores.shape[0] * rows.num_kv_heads,)](
-        *launch_arguments(rows, prompts),
+        *launch_arguments(rows, chunks),
         rows.first,
         scores,
         positions,
-        prompts.longest,
+        chunks.longest,
         layer,
         NUM_KV_HEADS=rows.num_kv_heads,
         NUM_HEADS=rows.num_heads_of_all_layers,
@@ -40,11 +40,11 @@ def top_positions(
 
 
 def top_positions_plain_by_head(
-    scores: torch.Tensor, rows: DeviceRows, prompts: Prompts, layer: int
+    scores: torch.Tensor, rows: DeviceRows, chunks: Chunks, layer: int
 ) -> torch.Tensor:
     """Plain twin of `top_positions`."""
     positions = torch.zeros(scores.shape, dtype=torch.int32)
-    for prompt, one in enumerate(completed(rows, prompts)):
+    for prompt, one in enumerate(completed(rows, chunks)):
         if one is None:
             continue
         own = slice(layer * rows.num_kv_heads, (layer + 1) * rows.num_kv_heads)
@@ -56,20 +56,20 @@ def top_positions_plain_by_head(
 
 
 def copy_entries(
-    positions: torch.Tensor, rows: DeviceRows, prompts: Prompts, inputs: LayerInputs
+    positions: torch.Tensor, rows: DeviceRows, chunks: Chunks, inputs: LayerInputs
 ) -> None:
-    """positions: [num_prompts, H, longest] int32, see `top_positions`. Changes `head_blocks`.
+    """positions: [num_chunks, H, longest] int32, see `top_positions`. Changes `head_blocks`.
 
     Entries are copied as they are stored, whatever their type.
     """
-    most_head_blocks = triton.cdiv(prompts.longest, rows.block_size)
+    most_head_blocks = triton.cdiv(chunks.longest, rows.block_size)
     content = inputs.head_blocks.shape[2]
     _copy[(positions.shape[0] * rows.num_kv_heads, most_head_blocks)](
-        *launch_arguments(rows, prompts),
+        *launch_arguments(rows, chunks),
         rows.first,
         positions,
         inputs.head_blocks,
-        prompts.longest,
+        chunks.longest,
         inputs.layer,
         NUM_KV_HEADS=rows.num_kv_heads,
         NUM_HEADS=rows.num_heads_of_all_layers,
@@ -82,11 +82,11 @@ def copy_entries(
 
 
 def copy_entries_plain(
-    positions: torch.Tensor, rows: DeviceRows, prompts: Prompts, inputs: LayerInputs
+    positions: torch.Tensor, rows: DeviceRows, chunks: Chunks, inputs: LayerInputs
 ) -> None:
     """Plain twin of `copy_entries`."""
     layer, cache, block_size = inputs.layer, inputs.head_blocks, rows.block_size
-    for prompt, one in enumerate(completed(rows, prompts)):
+    for prompt, one in enumerate(completed(rows, chunks)):
         if one is None:
             continue
         counts = torch.tensor(one.first).diff().view(rows.num_layers, rows.num_kv_heads)

@@ -8,12 +8,12 @@ import triton
 import triton.language as tl
 
 from headkv_vllm.kernels.rows import (
-    HEADER,
     DeviceRows,
     DeviceTokens,
     attended_head_blocks,
     attended_tokens,
     kept_blocks_of,
+    place_of,
     replaced_blocks_of,
     row_of,
 )
@@ -198,14 +198,18 @@ def _attend_piece(
     for begin in range(start, stop, PIECE):
         entry = begin + tl.arange(0, PIECE)
         is_entry = entry < stop
-        index = entry // BLOCK_SIZE
-        is_kept = index < kept
-        among_kept = first_kept + index
-        after_kept = num_compressed + replaced + index - kept
-        column = tl.where(is_kept, among_kept // NUM_HEADS, after_kept)
-        block = tl.load(row + HEADER + column, mask=is_entry, other=0).to(tl.int64)
-        head_block = block * NUM_HEADS + tl.where(is_kept, among_kept % NUM_HEADS, own)
-        place = (head_block * BLOCK_SIZE + entry % BLOCK_SIZE) * (2 * HEAD_SIZE)
+        place = place_of(
+            entry,
+            is_entry,
+            row,
+            num_compressed,
+            replaced,
+            kept,
+            first_kept,
+            own,
+            NUM_HEADS,
+            BLOCK_SIZE,
+        ) * (2 * HEAD_SIZE)
         k = tl.load(
             head_blocks + place[None, :] + channel[:, None],
             mask=is_channel[:, None] & is_entry[None, :],

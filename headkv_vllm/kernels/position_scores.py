@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 
 from headkv_vllm.config import Settings
+from headkv_vllm.kernels.chunks import Chunks, completed, launch_arguments, prompt_of
 from headkv_vllm.kernels.head_attention import LayerInputs
-from headkv_vllm.kernels.prompts import Prompts, completed, launch_arguments, prompt_of
 from headkv_vllm.kernels.rows import HEADER, DeviceRows, full_blocks_of
 from headkv_vllm.selection import pool_plain, recency_plain, value_norms
 
@@ -27,9 +27,9 @@ class Wanted:
 
 
 def position_scores(
-    attention: torch.Tensor, rows: DeviceRows, prompts: Prompts, inputs: LayerInputs, wanted: Wanted
+    attention: torch.Tensor, rows: DeviceRows, chunks: Chunks, inputs: LayerInputs, wanted: Wanted
 ) -> torch.Tensor:
-    """attention: [num_prompts, H, longest] float32, see `window_scores`.
+    """attention: [num_chunks, H, longest] float32, see `window_scores`.
 
     Returns the same shape, >= 0 and finite: 0 from position F*block_size on, and where no prompt
     is completed.
@@ -37,14 +37,14 @@ def position_scores(
     settings = wanted.settings
     scores = torch.zeros_like(attention)
     head_size = inputs.head_blocks.shape[2] // 2
-    grid = (attention.shape[0] * rows.num_kv_heads, triton.cdiv(prompts.longest, TILE))
+    grid = (attention.shape[0] * rows.num_kv_heads, triton.cdiv(chunks.longest, TILE))
     _score[grid](
-        *launch_arguments(rows, prompts),
+        *launch_arguments(rows, chunks),
         attention,
         inputs.head_blocks,
         wanted.recent,
         scores,
-        prompts.longest,
+        chunks.longest,
         inputs.layer,
         settings.sink,
         NUM_KV_HEADS=rows.num_kv_heads,
@@ -62,11 +62,11 @@ def position_scores(
 
 
 def position_scores_plain(
-    attention: torch.Tensor, rows: DeviceRows, prompts: Prompts, inputs: LayerInputs, wanted: Wanted
+    attention: torch.Tensor, rows: DeviceRows, chunks: Chunks, inputs: LayerInputs, wanted: Wanted
 ) -> torch.Tensor:
     """Plain twin of `position_scores`."""
     scores, settings = torch.zeros_like(attention), wanted.settings
-    for prompt, one in enumerate(completed(rows, prompts)):
+    for prompt, one in enumerate(completed(rows, chunks)):
         if one is None:
             continue
         size, length = one.num_candidates, one.row.num_prompt_tokens

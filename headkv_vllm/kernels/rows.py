@@ -77,6 +77,34 @@ def kept_blocks_of(first, num_replaced, is_used):
     return tl.where(num_replaced > 0, kept, 0)
 
 
+@triton.jit
+def place_of(
+    entry,
+    is_used,
+    row,
+    num_compressed,
+    num_replaced,
+    kept,
+    first_kept,
+    own,
+    NUM_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """Where entries that a head attends are: head block * block_size + offset, int64.
+
+    kept, first_kept: the head's head blocks, and the first one's place among its request's. own:
+    layer * H + head. What follows them is in the blocks of tokens from `num_replaced` on.
+    """
+    index = entry // BLOCK_SIZE
+    is_kept = index < kept
+    among_kept = first_kept + index
+    after_kept = num_compressed + num_replaced + index - kept
+    column = tl.where(is_kept, among_kept // NUM_HEADS, after_kept)
+    block = tl.load(row + HEADER + column, mask=is_used, other=0).to(tl.int64)
+    head_block = block * NUM_HEADS + tl.where(is_kept, among_kept % NUM_HEADS, own)
+    return head_block * BLOCK_SIZE + entry % BLOCK_SIZE
+
+
 def attended_head_blocks(rows: DeviceRows, request: int, end: int, layer: int) -> list[list[int]]:
     """The head blocks that each of the layer's heads attends for a token, in order, by counting."""
     row = BlockRow.parse(rows.rows[request].tolist())

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from headkv_vllm.block_row import BlockRow
+from headkv_vllm.kernels.buffers import Buffers
 from headkv_vllm.kernels.rows import HEADER, DeviceTokens, row_of
 
 TILE = 256
@@ -18,16 +19,19 @@ def step_tokens(
     num_tokens: int,
     max_query_len: int,
     block_size: int,
+    buffers: Buffers,
 ) -> tuple[DeviceTokens, torch.Tensor]:
     """rows: [num_reqs, width] int32. query_start_loc: [num_reqs + 1] int32. seq_lens: [num_reqs]
     int32, up to the end of this step. num_tokens: of the batch, those that fill it up included.
 
     Returns the tokens, and their slots, [num_tokens] int64: block * block_size + offset as vLLM
-    counts them, and -1, which its kernels skip, for tokens that fill the batch up.
+    counts them, and -1, which its kernels skip, for tokens that fill the batch up. All are in
+    `buffers`.
     """
     num_reqs = len(seq_lens)
-    requests, ends = rows.new_zeros(num_tokens), rows.new_zeros(num_tokens)
-    slots = torch.full((num_tokens,), -1, dtype=torch.int64, device=rows.device)
+    requests = buffers.take("requests", num_tokens).zero_()
+    ends = buffers.take("ends", num_tokens).zero_()
+    slots = buffers.take("slots", num_tokens, dtype=torch.int64).fill_(-1)
     grid = (num_reqs, triton.cdiv(max_query_len, TILE))
     _tokens[grid](
         rows, rows.stride(0), query_start_loc, seq_lens, requests, ends, slots, block_size, TILE
@@ -42,6 +46,7 @@ def step_tokens_plain(
     num_tokens: int,
     max_query_len: int,
     block_size: int,
+    buffers: Buffers,
 ) -> tuple[DeviceTokens, torch.Tensor]:
     """Plain twin of `step_tokens`."""
     requests, ends, slots = [0] * num_tokens, [0] * num_tokens, [-1] * num_tokens

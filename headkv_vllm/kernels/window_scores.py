@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from headkv_vllm.kernels.chunks import Chunks, completed, launch_arguments, prompt_of
 from headkv_vllm.kernels.head_attention import LayerInputs
-from headkv_vllm.kernels.prompts import Prompts, completed, launch_arguments, prompt_of
 from headkv_vllm.kernels.rows import HEADER, DeviceRows
 from headkv_vllm.selection import Reduction, window_attention_plain
 
@@ -20,25 +20,25 @@ TILE = 128
 def window_scores(
     query: torch.Tensor,
     rows: DeviceRows,
-    prompts: Prompts,
+    chunks: Chunks,
     inputs: LayerInputs,
     reduction: Reduction,
 ) -> torch.Tensor:
     """query: [num_tokens, num_heads, head_size], of the step.
 
-    Returns [num_prompts, H, longest] float32: for each KV head and each position before the
+    Returns [num_chunks, H, longest] float32: for each KV head and each position before the
     window the mean, or the maximum, over the window's queries and the head's query heads. 0 from
     the window on, and where no prompt is completed.
     """
     _, num_heads, head_size = query.shape
-    group_size, num_prompts = num_heads // rows.num_kv_heads, len(prompts.requests)
-    num_pairs, num_tiles = num_prompts * rows.num_kv_heads, triton.cdiv(prompts.longest, TILE)
+    group_size, num_chunks = num_heads // rows.num_kv_heads, len(chunks.requests)
+    num_pairs, num_tiles = num_chunks * rows.num_kv_heads, triton.cdiv(chunks.longest, TILE)
     query_lanes = max(16, triton.next_power_of_2(group_size * rows.window))
     shape = (num_pairs, num_tiles, query_lanes)
     largest, total = (query.new_empty(shape, dtype=torch.float32) for _ in range(2))
-    scores = query.new_zeros((num_pairs, prompts.longest), dtype=torch.float32)
+    scores = query.new_zeros((num_pairs, chunks.longest), dtype=torch.float32)
     arguments = (
-        *launch_arguments(rows, prompts),
+        *launch_arguments(rows, chunks),
         query,
         query.stride(0),
         query.stride(1),
@@ -46,7 +46,7 @@ def window_scores(
         largest,
         total,
         scores,
-        prompts.longest,
+        chunks.longest,
         inputs.layer,
         inputs.scale,
         inputs.logits_soft_cap,
@@ -68,7 +68,7 @@ def window_scores(
     grid = (num_pairs, num_tiles)
     _visit_keys[grid](*arguments, IS_SECOND=False, **sizes)
     _add_tiles[(num_pairs,)](
-        *launch_arguments(rows, prompts),
+        *launch_arguments(rows, chunks),
         largest,
         total,
         num_tiles,
@@ -78,21 +78,21 @@ def window_scores(
         TILE=TILE,
     )
     _visit_keys[grid](*arguments, IS_SECOND=True, **sizes)
-    return scores.view(num_prompts, rows.num_kv_heads, prompts.longest)
+    return scores.view(num_chunks, rows.num_kv_heads, chunks.longest)
 
 
 def window_scores_plain(
     query: torch.Tensor,
     rows: DeviceRows,
-    prompts: Prompts,
+    chunks: Chunks,
     inputs: LayerInputs,
     reduction: Reduction,
 ) -> torch.Tensor:
     """Plain twin of `window_scores`."""
-    shape = (len(prompts.requests), rows.num_kv_heads, prompts.longest)
+    shape = (len(chunks.requests), rows.num_kv_heads, chunks.longest)
     scores = torch.zeros(shape, dtype=torch.float32)
     head_size = query.shape[2]
-    for prompt, one in enumerate(completed(rows, prompts)):
+    for prompt, one in enumerate(completed(rows, chunks)):
         if one is None:
             continue
         first = inputs.layer * rows.num_kv_heads

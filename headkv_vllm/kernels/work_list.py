@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from headkv_vllm.kernels.buffers import Buffers
 from headkv_vllm.kernels.rows import (
     DeviceRows,
     DeviceTokens,
@@ -36,16 +37,19 @@ class WorkList:
     piece_len: torch.Tensor
 
 
-def work_list(rows: DeviceRows, tokens: DeviceTokens, num_programs: int) -> WorkList:
-    """The pieces of a layer come to at most `num_programs`, and one for each sequence besides."""
+def work_list(
+    rows: DeviceRows, tokens: DeviceTokens, num_programs: int, buffers: Buffers
+) -> WorkList:
+    """The pieces of a layer come to at most `num_programs`, and one for each sequence besides; all
+    in `buffers`.
+    """
     num_seqs = len(tokens.requests) * rows.num_kv_heads
-    shape = (rows.num_layers, num_seqs)
-    empty = rows.rows.new_empty
+    num_layers = rows.num_layers
     work = WorkList(
-        empty(shape),
-        empty((rows.num_layers, num_seqs + 1)),
-        empty((rows.num_layers, num_seqs + num_programs)),
-        empty(rows.num_layers),
+        buffers.take("seq_lens", num_layers, num_seqs),
+        buffers.take("first_piece", num_layers, num_seqs + 1),
+        buffers.take("sequences", num_layers, num_seqs + num_programs),
+        buffers.take("piece_len", num_layers),
     )
     _cut[(rows.num_layers,)](
         rows.rows,
@@ -69,7 +73,9 @@ def work_list(rows: DeviceRows, tokens: DeviceTokens, num_programs: int) -> Work
     return work
 
 
-def work_list_plain(rows: DeviceRows, tokens: DeviceTokens, num_programs: int) -> WorkList:
+def work_list_plain(
+    rows: DeviceRows, tokens: DeviceTokens, num_programs: int, buffers: Buffers
+) -> WorkList:
     """Plain twin of `work_list`; places without meaning hold 0."""
     num_seqs = len(tokens.requests) * rows.num_kv_heads
     lengths, firsts, sequences, piece_lens = [], [], [], []

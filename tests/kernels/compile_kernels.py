@@ -21,14 +21,15 @@ from triton.runtime.jit import JITFunction
 
 from headkv_vllm.config import Settings
 from headkv_vllm.kernels.allotment import HeadWeights, first_head_blocks
+from headkv_vllm.kernels.buffers import Buffers
+from headkv_vllm.kernels.chunk_attention import attend_chunks
+from headkv_vllm.kernels.chunks import Chunks
 from headkv_vllm.kernels.compaction import copy_entries, top_positions
 from headkv_vllm.kernels.head_attention import LayerInputs, attend_by_head
 from headkv_vllm.kernels.position_scores import Wanted, position_scores
-from headkv_vllm.kernels.prompts import Prompts
 from headkv_vllm.kernels.rows import DeviceRows
 from headkv_vllm.kernels.step_tokens import step_tokens
 from headkv_vllm.kernels.stored_entries import store_entries
-from headkv_vllm.kernels.whole_attention import attend_whole
 from headkv_vllm.kernels.window_scores import window_scores
 from headkv_vllm.kernels.work_list import work_list
 
@@ -63,26 +64,27 @@ def compiling(target: GPUTarget, done: Callable[[str], None]) -> Any:
 def launch_all(cache_dtype: torch.dtype) -> None:
     """Of a model with 2 layers, 2 KV heads and 4 query heads to each."""
     table = torch.zeros((2, 40), dtype=torch.int32)
+    buffers = Buffers(table.device)
     weights = HeadWeights.of(np.ones((7, 4)), torch.device("cpu"))
-    first = first_head_blocks(table, weights, 8, 16, 1)
+    first = first_head_blocks(table, weights, 8, 16, 1, buffers)
     rows = DeviceRows(table, first, 2, 2, 16, 8)
     starts, ends = (torch.tensor(values, dtype=torch.int32) for values in ([0, 1, 2], [9, 9]))
-    tokens, slots = step_tokens(table, starts, ends, 2, 1, 16)
+    tokens, slots = step_tokens(table, starts, ends, 2, 1, 16, buffers)
     entries, ones = torch.zeros((160, 16, 256), dtype=cache_dtype), torch.ones(1)
     inputs = LayerInputs(1, entries, 0.1, 0.0, ones, ones)
     query = torch.zeros((2, 8, 128), dtype=torch.bfloat16)
-    work = work_list(rows, tokens, 8)
-    prompts = Prompts(torch.tensor([0, 1], dtype=torch.int32), starts, ends, 300, 20)
+    work = work_list(rows, tokens, 8, buffers)
+    chunks = Chunks(torch.tensor([0, 1], dtype=torch.int32), starts, ends, 300, 20)
     for soft_cap, reduction, pooling in ((0.0, "mean", "max"), (5.0, "max", "avg")):
         capped = replace(inputs, logits_soft_cap=soft_cap)
         attend_by_head(query, rows, tokens, work, capped, torch.empty_like(query))
-        attend_whole(query, rows, prompts, capped, torch.empty_like(query))
-        attention = window_scores(query, rows, prompts, capped, reduction)
+        attend_chunks(query, rows, chunks, capped, torch.empty_like(query))
+        attention = window_scores(query, rows, chunks, capped, reduction)
         asked = Settings(budget=64, pooling=pooling, value_norm=pooling == "avg")
         wanted = Wanted(asked, torch.zeros(7, dtype=torch.int32))
-        scores = position_scores(attention, rows, prompts, inputs, wanted)
+        scores = position_scores(attention, rows, chunks, inputs, wanted)
     store_entries(query[:, :2], query[:, 2:4], slots, rows, inputs)
-    copy_entries(top_positions(scores, rows, prompts, 1), rows, prompts, inputs)
+    copy_entries(top_positions(scores, rows, chunks, 1), rows, chunks, inputs)
 
 
 def main() -> None:

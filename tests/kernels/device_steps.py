@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps as kernels see them, on the GPU if there is one and in Triton's interpreter if not."""
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 from headkv_vllm.block_row import BlockRow, num_compressed_blocks
+from headkv_vllm.kernels.buffers import Buffers
+from headkv_vllm.kernels.chunks import Chunks
 from headkv_vllm.kernels.head_attention import LayerInputs
-from headkv_vllm.kernels.prompts import Prompts
 from headkv_vllm.kernels.rows import DeviceRows, DeviceTokens
 from headkv_vllm.kernels.step_tokens import step_tokens_plain
 from tests.steps import Step
@@ -34,7 +35,7 @@ def device_tokens(step: Step, padding: int = 0) -> DeviceTokens:
     return DeviceTokens(tokens.requests.to(DEVICE), tokens.ends.to(DEVICE))
 
 
-def token_arguments(step: Step, padding: int) -> tuple[torch.Tensor | int, ...]:
+def token_arguments(step: Step, padding: int) -> tuple[Any, ...]:
     return (
         step.block_table.to(DEVICE),
         step.query_start_loc.to(DEVICE),
@@ -42,6 +43,7 @@ def token_arguments(step: Step, padding: int) -> tuple[torch.Tensor | int, ...]:
         len(step.tokens) + padding,
         int(step.query_lens.max()),
         step.block_size,
+        Buffers(DEVICE),
     )
 
 
@@ -73,9 +75,9 @@ def one_step() -> Step:
     return Step(rows, (104, 70), (105, 71), scores, block_size=16, window=8, padding=1)
 
 
-def prompts_of(step: Step, more_tokens: int = 0) -> Prompts:
+def chunks_of(step: Step, more_tokens: int = 0) -> Chunks:
     """All requests of the step, for only the device knows which are prompts that end here."""
     requests = torch.arange(len(step.rows), dtype=torch.int32, device=DEVICE)
     locations = (step.query_start_loc.to(DEVICE), step.seq_lens.to(DEVICE))
     most_new = int(step.query_lens.max()) + more_tokens
-    return Prompts(requests, *locations, max(step.ends) + more_tokens, most_new)
+    return Chunks(requests, *locations, max(step.ends) + more_tokens, most_new)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts that a step completes: what each head keeps, and that it is copied where it belongs."""
+"""Chunks that a step completes: what each head keeps, and that it is copied where it belongs."""
 
 from dataclasses import replace
 
@@ -20,10 +20,10 @@ from headkv_vllm.kernels.position_scores import Wanted, position_scores, positio
 from headkv_vllm.kernels.window_scores import window_scores, window_scores_plain
 from tests.kernels.device_steps import (
     DEVICE,
+    chunks_of,
     device_rows,
     layer_inputs,
     one_step,
-    prompts_of,
     some_queries,
 )
 from tests.steps import steps
@@ -36,8 +36,8 @@ RECENT = torch.tensor(
 some_steps = steps(kinds=("last", "last", "resumed", "prefill", "decode"))
 
 
-def some_scores(step, prompts, values):
-    shape = (len(step.rows), step.scores.shape[1], prompts.longest)
+def some_scores(step, chunks, values):
+    shape = (len(step.rows), step.scores.shape[1], chunks.longest)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, values, shape, generator=generator).to(DEVICE, torch.float32)
 
@@ -52,11 +52,11 @@ def some_scores(step, prompts, values):
     st.data(),
 )
 def test_window_scores(step, group_size, head_size, reduction, soft_cap, data):
-    rows, prompts = device_rows(step), prompts_of(step, data.draw(st.integers(0, 9)))
+    rows, chunks = device_rows(step), chunks_of(step, data.draw(st.integers(0, 9)))
     layer = data.draw(st.integers(0, rows.num_layers - 1))
     inputs = layer_inputs(step, layer, head_size, torch.float32, soft_cap)
     query = some_queries(len(step.tokens), rows.num_kv_heads * group_size, head_size)
-    arguments = (query, rows, prompts, inputs, reduction)
+    arguments = (query, rows, chunks, inputs, reduction)
     made, plain = window_scores(*arguments), window_scores_plain(*arguments)
     torch.testing.assert_close(made, plain, rtol=1e-4, atol=1e-6)
 
@@ -66,9 +66,9 @@ def test_window_scores_over_several_tiles():
     for length in (130, 256, 259):
         rows = (replace(one_step().rows[0], num_prompt_tokens=length, blocks=tuple(range(10, 30))),)
         step = replace(one_step(), rows=rows, starts=(0,), ends=(length,))
-        prompts, inputs = prompts_of(step), layer_inputs(step, 1, 16, torch.float32)
+        chunks, inputs = chunks_of(step), layer_inputs(step, 1, 16, torch.float32)
         query = some_queries(length, 6, 16)
-        arguments = (query, device_rows(step), prompts, inputs, "mean")
+        arguments = (query, device_rows(step), chunks, inputs, "mean")
         made = window_scores(*arguments)
         torch.testing.assert_close(made, window_scores_plain(*arguments), rtol=1e-4, atol=1e-6)
         assert made[..., : length - 8].sum() > 1
@@ -83,13 +83,13 @@ def test_window_scores_over_several_tiles():
     st.integers(0, 5),
 )
 def test_position_scores(step, kernel_size, pooling, value_norm, sink):
-    rows, prompts = device_rows(step), prompts_of(step)
-    attention = some_scores(step, prompts, 50)
+    rows, chunks = device_rows(step), chunks_of(step)
+    attention = some_scores(step, chunks, 50)
     attention[..., 0] = float("nan")
     inputs = layer_inputs(step, 0, 16, torch.float32)
     options = {"kernel_size": kernel_size, "pooling": pooling, "value_norm": value_norm}
     asked = Settings(budget=1024, window=step.window, sink=sink, **options)
-    arguments = (attention, rows, prompts, inputs, Wanted(asked, RECENT))
+    arguments = (attention, rows, chunks, inputs, Wanted(asked, RECENT))
     made, plain = position_scores(*arguments), position_scores_plain(*arguments)
     torch.testing.assert_close(made, plain, rtol=1e-5, atol=1e-6)
 
@@ -98,18 +98,18 @@ def test_position_scores(step, kernel_size, pooling, value_norm, sink):
 @given(some_steps, st.sampled_from([1, 3, 2000]), st.data())
 def test_top_positions(step, values, data):
     """Few different scores, so that most of what is kept is chosen among equal ones."""
-    rows, prompts = device_rows(step), prompts_of(step)
+    rows, chunks = device_rows(step), chunks_of(step)
     layer = data.draw(st.integers(0, rows.num_layers - 1))
-    arguments = (some_scores(step, prompts, values), rows, prompts, layer)
+    arguments = (some_scores(step, chunks, values), rows, chunks, layer)
     assert torch.equal(top_positions(*arguments), top_positions_plain_by_head(*arguments))
 
 
 def test_top_positions_over_several_tiles():
     rows = (replace(one_step().rows[0], num_prompt_tokens=2600, blocks=tuple(range(10, 180))),)
     step = replace(one_step(), rows=rows, starts=(2592,), ends=(2600,))
-    prompts = prompts_of(step)
+    chunks = chunks_of(step)
     for values in (1, 2, 7, 10**6):
-        arguments = (some_scores(step, prompts, values), device_rows(step), prompts, 1)
+        arguments = (some_scores(step, chunks, values), device_rows(step), chunks, 1)
         assert torch.equal(top_positions(*arguments), top_positions_plain_by_head(*arguments))
 
 
@@ -117,13 +117,13 @@ def test_top_positions_over_several_tiles():
 @settings(max_examples=12)
 @given(step=some_steps, seed=st.integers(0, 2))
 def test_entries_are_copied_as_they_are(dtype, step, seed):
-    rows, prompts = device_rows(step), prompts_of(step)
+    rows, chunks = device_rows(step), chunks_of(step)
     inputs = layer_inputs(step, seed % rows.num_layers, 24, dtype)
-    positions = top_positions(some_scores(step, prompts, 9), rows, prompts, inputs.layer)
+    positions = top_positions(some_scores(step, chunks, 9), rows, chunks, inputs.layer)
     by_twin = replace(inputs, head_blocks=inputs.head_blocks.clone())
     before = inputs.head_blocks.clone().view(torch.uint8)
-    copy_entries(positions, rows, prompts, inputs)
-    copy_entries_plain(positions, rows, prompts, by_twin)
+    copy_entries(positions, rows, chunks, inputs)
+    copy_entries_plain(positions, rows, chunks, by_twin)
     made, plain = (i.head_blocks.view(torch.uint8) for i in (inputs, by_twin))
     assert torch.equal(made, plain)
     changed = (made != before).flatten(1).any(1).nonzero().flatten() // step.scores.size

@@ -4,9 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headkv_vllm.kernels.buffers import Buffers
 from headkv_vllm.kernels.head_attention import attend_by_head, attend_by_head_plain
 from headkv_vllm.kernels.work_list import work_list
 from tests.kernels.device_steps import (
+    DEVICE,
     device_rows,
     device_tokens,
     layer_inputs,
@@ -20,7 +22,9 @@ pytest.importorskip("triton")
 
 def attended(attend, query, rows, tokens, inputs, num_programs):
     output = torch.full_like(query, 7.0)
-    attend(query, rows, tokens, work_list(rows, tokens, num_programs), inputs, output)
+    attend(
+        query, rows, tokens, work_list(rows, tokens, num_programs, Buffers(DEVICE)), inputs, output
+    )
     return output
 
 

@@ -12,6 +12,7 @@ from headkv_vllm.budgets.allotment import integer_weights
 from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.config import Settings
 from headkv_vllm.kernels.allotment import HeadWeights, first_head_blocks, first_head_blocks_plain
+from headkv_vllm.kernels.buffers import Buffers
 from headkv_vllm.kernels.rows import (
     DeviceRows,
     DeviceTokens,
@@ -25,6 +26,8 @@ from tests.steps import STATIC, steps
 
 pytest.importorskip("triton")
 FEW = settings(max_examples=40)
+BUFFERS = Buffers(DEVICE)
+"""Of all tests: none may count on what it finds in them."""
 
 
 def weights_of(scores: np.ndarray, window: int) -> HeadWeights:
@@ -39,7 +42,7 @@ class TestAllotment:
     @given(steps())
     def test_as_the_plain_twin_and_the_cpu_backend(self, step):
         weights = weights_of(step.scores, step.window)
-        arguments = (step.block_table.to(DEVICE), weights, step.window, step.block_size, 1)
+        arguments = (step.block_table.to(DEVICE), weights, step.window, step.block_size, 1, BUFFERS)
         first = first_head_blocks(*arguments)
         assert torch.equal(first, first_head_blocks_plain(*arguments))
         assert torch.equal(first.cpu(), device_rows(step).first.cpu())
@@ -57,8 +60,8 @@ class TestAllotment:
         fewest = data.draw(st.integers(1, num_blocks))
         rows = torch.tensor([[most * 16 + 8, num_blocks, 0]], dtype=torch.int32, device=DEVICE)
         weights = HeadWeights.of(shares[None], DEVICE)
-        first = first_head_blocks(rows, weights, 8, 16, fewest)
-        plain = first_head_blocks_plain(rows, weights, 8, 16, fewest)
+        first = first_head_blocks(rows, weights, 8, 16, fewest, BUFFERS)
+        plain = first_head_blocks_plain(rows, weights, 8, 16, fewest, BUFFERS)
         assert torch.equal(first, plain)
         assert int(first[0, -1]) == num_blocks * num_heads
 
@@ -73,7 +76,7 @@ class TestAllotment:
     def test_rows_that_fill_a_batch_up_have_nothing(self):
         rows = torch.zeros((2, 9), dtype=torch.int32, device=DEVICE)
         weights = weights_of(np.ones((2, 3)), 8)
-        assert not first_head_blocks(rows, weights, 8, 16, 1).any()
+        assert not first_head_blocks(rows, weights, 8, 16, 1, BUFFERS).any()
 
 
 class TestTokens:
@@ -94,7 +97,7 @@ class TestTokens:
     def test_a_chunk_longer_than_a_program_takes(self):
         values = ([[700, 0, 0, *range(5, 50)]], [0, 600], [650])
         rows, starts, ends = (torch.tensor(v, dtype=torch.int32, device=DEVICE) for v in values)
-        tokens, slots = step_tokens(rows, starts, ends, 600, 600, 16)
+        tokens, slots = step_tokens(rows, starts, ends, 600, 600, 16, BUFFERS)
         assert tokens.ends.tolist() == list(range(51, 651))
         assert slots.tolist() == [80 + position for position in range(50, 650)]
 
@@ -104,8 +107,8 @@ class TestWorkList:
     @given(steps(kinds=("decode", "drafts")), st.integers(0, 2), st.integers(1, 9))
     def test_as_the_plain_twin_and_the_cpu_backend(self, step, padding, num_programs):
         rows, tokens = device_rows(step), device_tokens(step, padding)
-        work = work_list(rows, tokens, num_programs)
-        plain = work_list_plain(rows, tokens, num_programs)
+        work = work_list(rows, tokens, num_programs, BUFFERS)
+        plain = work_list_plain(rows, tokens, num_programs, BUFFERS)
         for name in ("seq_lens", "first_piece", "piece_len"):
             assert torch.equal(getattr(work, name).cpu(), getattr(plain, name)), name
         for layer, stop in enumerate(work.first_piece[:, -1].tolist()):
@@ -138,6 +141,14 @@ class TestWorkList:
         first = torch.zeros((3, 3), dtype=torch.int32, device=DEVICE)
         ends = torch.tensor([9, 9, 10_001], dtype=torch.int32, device=DEVICE)
         tokens = DeviceTokens(torch.arange(3, dtype=torch.int32, device=DEVICE), ends)
-        work = work_list(DeviceRows(rows, first, 1, 2, 16, 8), tokens, 10)
+        work = work_list(DeviceRows(rows, first, 1, 2, 16, 8), tokens, 10, BUFFERS)
         assert int(work.piece_len) == -(-20038 // (10 * PIECE)) * PIECE
         assert work.first_piece[0].diff().tolist() == [1, 1, 1, 1, 5, 5]
+
+
+def test_steps_of_one_size_find_theirs_in_one_place():
+    buffers = Buffers(DEVICE)
+    large, small = buffers.take("some", 4, 5), buffers.take("some", 2, 3)
+    assert small.data_ptr() == large.data_ptr() == buffers.take("some", 4, 5).data_ptr()
+    assert buffers.take("others", 4, 5).data_ptr() != large.data_ptr()
+    assert buffers.take("some", 5, 5).shape == (5, 5)

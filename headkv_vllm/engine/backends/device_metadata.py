@@ -7,17 +7,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from vllm.config import VllmConfig
-from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
+from vllm.v1.attention.backend import (
+    AttentionCGSupport,
+    AttentionMetadataBuilder,
+    CommonAttentionMetadata,
+)
 from vllm.v1.kv_cache_interface import AttentionSpec
 
+from headkv_vllm.block_row import HEADER_SIZE
 from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.settings import read_settings
 from headkv_vllm.engine.worker_heads import worker_scores
 from headkv_vllm.errors import UnsupportedError
 from headkv_vllm.kernels.allotment import HeadWeights, first_head_blocks
+from headkv_vllm.kernels.buffers import Buffers
+from headkv_vllm.kernels.chunks import Chunks
 from headkv_vllm.kernels.position_scores import Wanted
-from headkv_vllm.kernels.prompts import Prompts
 from headkv_vllm.kernels.rows import DeviceRows, DeviceTokens
 from headkv_vllm.kernels.step_tokens import step_tokens
 from headkv_vllm.kernels.work_list import WorkList, work_list
@@ -28,7 +34,10 @@ PROGRAMS_PER_PROCESSOR = 8
 
 @dataclass(frozen=True)
 class Decodes:
-    """Tokens that follow their prompts. places: in the batch, [num_tokens] int64 or a slice."""
+    """The tokens of requests that compute one each.
+
+    places: in the batch, [num_tokens] int64 or a slice.
+    """
 
     places: Places
     tokens: DeviceTokens
@@ -42,7 +51,7 @@ class HeadKVDeviceMetadata:
     layers: dict[str, int]
     rows: DeviceRows
     slots: torch.Tensor
-    prompts: Prompts | None
+    chunks: Chunks | None
     decodes: Decodes | None
     wanted: Wanted
 
@@ -50,10 +59,12 @@ class HeadKVDeviceMetadata:
 class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]):
     """Plans each step once for all layers, by a handful of launches.
 
-    The host knows how many tokens each request computes, and whether it still reads its prompt:
-    the scheduler ends chunks with prompts. Which prompts are complete, and what was dealt out to
-    whose heads, only rows say.
+    The host knows how many tokens each request computes. Which prompts are complete, and what was
+    dealt out to whose heads, only rows say.
     """
+
+    # Of a step that decodes one token for each request all launches and their places are the same.
+    _cudagraph_support = AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
 
     def __init__(
         self,
@@ -73,6 +84,8 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
             self._settings, torch.tensor(recent, dtype=torch.int32, device=device)
         )
         self._num_programs = PROGRAMS_PER_PROCESSOR * _num_processors(device)
+        self._buffers = Buffers(device)
+        self._reserve(vllm_config.scheduler_config.max_num_seqs)
 
     def build(
         self,
@@ -81,74 +94,88 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
         fast_build: bool = False,
     ) -> HeadKVDeviceMetadata:
         """Plan the step that `common_attn_metadata` describes."""
-        common, block_size = common_attn_metadata, self._spec.block_size
-        num_reqs, window = common.num_reqs, self._settings.window
-        table = common.block_table_tensor[:num_reqs]
-        starts, ends = common.query_start_loc[: num_reqs + 1], common.seq_lens[:num_reqs]
-        first = first_head_blocks(
-            table, self._weights, window, block_size, self._settings.min_blocks
-        )
-        sizes = (len(self._layers), self._spec.num_kv_heads, block_size, window)
-        rows = DeviceRows(table, first, *sizes)
+        common, num_reqs = common_attn_metadata, common_attn_metadata.num_reqs
+        rows = self._rows(common.block_table_tensor[:num_reqs])
         tokens, slots = step_tokens(
-            table, starts, ends, common.num_actual_tokens, common.max_query_len, block_size
+            rows.rows,
+            common.query_start_loc[: num_reqs + 1],
+            common.seq_lens[:num_reqs],
+            common.num_actual_tokens,
+            common.max_query_len,
+            rows.block_size,
+            self._buffers,
         )
-        is_prompt = _is_prompt(common)
+        is_chunk = _is_chunk(common)
         return HeadKVDeviceMetadata(
             self._layers,
             rows,
             slots,
-            self._prompts(common, is_prompt, starts, ends),
-            self._decodes(common, is_prompt, rows, tokens),
+            self._chunks(common, is_chunk),
+            self._decodes(common, is_chunk, rows, tokens),
             self._wanted,
         )
 
-    def _prompts(
-        self,
-        common: CommonAttentionMetadata,
-        is_prompt: npt.NDArray[np.bool_],
-        starts: torch.Tensor,
-        ends: torch.Tensor,
-    ) -> Prompts | None:
-        (requests,) = is_prompt.nonzero()
+    def _reserve(self, max_num_seqs: int) -> None:
+        """Plan the largest step that graphs are captured of, so that what they read never moves."""
+        nothing = torch.zeros(max_num_seqs + 1, dtype=torch.int32, device=self.device)
+        rows = self._rows(nothing[:-1, None].expand(-1, HEADER_SIZE).contiguous())
+        tokens, _ = step_tokens(
+            *(rows.rows, nothing, nothing[:-1], max_num_seqs, 1, rows.block_size), self._buffers
+        )
+        work_list(rows, tokens, self._num_programs, self._buffers)
+
+    def _rows(self, table: torch.Tensor) -> DeviceRows:
+        settings, block_size = self._settings, self._spec.block_size
+        arguments = (settings.window, block_size, settings.min_blocks, self._buffers)
+        first = first_head_blocks(table, self._weights, *arguments)
+        sizes = (len(self._layers), self._spec.num_kv_heads, block_size, settings.window)
+        return DeviceRows(table, first, *sizes)
+
+    def _chunks(
+        self, common: CommonAttentionMetadata, is_chunk: npt.NDArray[np.bool_]
+    ) -> Chunks | None:
+        (requests,) = is_chunk.nonzero()
         if len(requests) == 0:
             return None
+        locations = (common.query_start_loc[: len(is_chunk) + 1], common.seq_lens[: len(is_chunk)])
         on_device = self._on_device(requests.astype(np.int32))
-        return Prompts(on_device, starts, ends, common.max_seq_len, common.max_query_len)
+        return Chunks(on_device, *locations, common.max_seq_len, common.max_query_len)
 
     def _decodes(
         self,
         common: CommonAttentionMetadata,
-        is_prompt: npt.NDArray[np.bool_],
+        is_chunk: npt.NDArray[np.bool_],
         rows: DeviceRows,
         tokens: DeviceTokens,
     ) -> Decodes | None:
-        if is_prompt.all():
+        if is_chunk.all():
             return None
         places: Places = slice(None)
-        if is_prompt.any():
-            starts = common.query_start_loc_cpu[: len(is_prompt) + 1].numpy()
-            places = self._on_device((~is_prompt).repeat(np.diff(starts)).nonzero()[0])
+        if is_chunk.any():
+            places = self._on_device(common.query_start_loc_cpu.numpy()[: len(is_chunk)][~is_chunk])
             tokens = DeviceTokens(tokens.requests[places], tokens.ends[places])
-        return Decodes(places, tokens, work_list(rows, tokens, self._num_programs))
+        work = work_list(rows, tokens, self._num_programs, self._buffers)
+        return Decodes(places, tokens, work)
 
     def _on_device(self, values: npt.NDArray[np.integer]) -> torch.Tensor:
         return torch.from_numpy(values).to(self.device, non_blocking=True)
 
 
-def _is_prompt(common: CommonAttentionMetadata) -> npt.NDArray[np.bool_]:
-    """Whether each request still reads its prompt: [num_reqs], on the host."""
-    if common.is_prefilling is None:  # a step that vLLM makes up, to capture a graph
-        return np.zeros(common.num_reqs, dtype=np.bool_)
-    is_prompt: npt.NDArray[np.bool_] = common.is_prefilling[: common.num_reqs].numpy()
-    return is_prompt
+def _is_chunk(common: CommonAttentionMetadata) -> npt.NDArray[np.bool_]:
+    """Whether each request computes several tokens, or its prompt's: [num_reqs], on the host."""
+    num_reqs = common.num_reqs
+    is_chunk: npt.NDArray[np.bool_] = np.diff(common.query_start_loc_cpu[: num_reqs + 1]) > 1
+    if common.is_prefilling is not None:  # there is none where vLLM makes up a step to capture it
+        is_chunk |= common.is_prefilling[:num_reqs].numpy()
+    return is_chunk
 
 
 def _check_policy(settings: Settings) -> None:
     if POLICIES[settings.policy].adaptive:
         static = ", ".join(name for name, policy in POLICIES.items() if not policy.adaptive)
         raise UnsupportedError(
-            f"policy={settings.policy!r} is not allowed on this platform: allowed are {static}"
+            f"--attention-backend headkv does not support policy={settings.policy!r} on this "
+            f"platform: allowed are {static}"
         )
 
 

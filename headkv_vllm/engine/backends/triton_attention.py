@@ -9,17 +9,17 @@ from vllm.v1.attention.backend import AttentionImpl, AttentionLayer
 from headkv_vllm.engine.backends.device_metadata import Decodes, HeadKVDeviceMetadata
 from headkv_vllm.engine.backends.flat_cache import flat_head_blocks
 from headkv_vllm.engine.backends.layer_features import check_features
+from headkv_vllm.kernels.chunk_attention import attend_chunks
+from headkv_vllm.kernels.chunks import Chunks
 from headkv_vllm.kernels.compaction import copy_entries, top_positions
 from headkv_vllm.kernels.head_attention import LayerInputs, attend_by_head
 from headkv_vllm.kernels.position_scores import position_scores
-from headkv_vllm.kernels.prompts import Prompts
 from headkv_vllm.kernels.stored_entries import store_entries
-from headkv_vllm.kernels.whole_attention import attend_whole
 from headkv_vllm.kernels.window_scores import window_scores
 
 
 class HeadKVTritonImpl(AttentionImpl[HeadKVDeviceMetadata]):
-    """One layer's attention: write, attend whole, compress, attend by head."""
+    """One layer's attention: write, attend chunks, compress, attend single tokens."""
 
     def __init__(
         self,
@@ -69,9 +69,9 @@ class HeadKVTritonImpl(AttentionImpl[HeadKVDeviceMetadata]):
         inputs = self._layer_inputs(layer, kv_cache, attn_metadata)
         num_tokens, rows = len(attn_metadata.slots), attn_metadata.rows
         store_entries(key[:num_tokens], value[:num_tokens], attn_metadata.slots, rows, inputs)
-        if attn_metadata.prompts is not None:
-            attend_whole(query, rows, attn_metadata.prompts, inputs, output)
-            _compress(query, attn_metadata.prompts, inputs, attn_metadata)
+        if attn_metadata.chunks is not None:
+            attend_chunks(query, rows, attn_metadata.chunks, inputs, output)
+            _compress(query, attn_metadata.chunks, inputs, attn_metadata)
         if attn_metadata.decodes is not None:
             _decode(query[:num_tokens], attn_metadata.decodes, inputs, attn_metadata, output)
         return output
@@ -90,14 +90,14 @@ class HeadKVTritonImpl(AttentionImpl[HeadKVDeviceMetadata]):
 
 def _compress(
     query: torch.Tensor,
-    prompts: Prompts,
+    chunks: Chunks,
     inputs: LayerInputs,
     attn_metadata: HeadKVDeviceMetadata,
 ) -> None:
     rows, wanted = attn_metadata.rows, attn_metadata.wanted
-    attention = window_scores(query, rows, prompts, inputs, wanted.settings.query_reduction)
-    scores = position_scores(attention, rows, prompts, inputs, wanted)
-    copy_entries(top_positions(scores, rows, prompts, inputs.layer), rows, prompts, inputs)
+    attention = window_scores(query, rows, chunks, inputs, wanted.settings.query_reduction)
+    scores = position_scores(attention, rows, chunks, inputs, wanted)
+    copy_entries(top_positions(scores, rows, chunks, inputs.layer), rows, chunks, inputs)
 
 
 def _decode(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts that a step may complete, and then compresses."""
+"""Chunks that a step may complete, and then compresses."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,12 @@ from headkv_vllm.kernels.rows import DeviceRows, row_of
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """What the host knows: which requests read their prompts, and how far they can come.
+class Chunks:
+    """What the host knows of them. No chunk goes on beyond the end of a prompt that it began in,
+    if that prompt is to be compressed.
 
-    requests: [num_prompts] int32, their rows. Those that are not to be compressed, or not yet,
-        are among them: only the device can tell.
+    requests: [num_chunks] int32, their rows. Which of them complete prompts that are to be
+        compressed, and which follow compressed ones, only the device can tell.
     query_start_loc: [num_reqs + 1] int32. seq_lens: [num_reqs] int32, up to the end of this step.
     longest: no request in `requests` comes to more tokens in this step.
     most_new_tokens: nor computes more of them in it.
@@ -42,11 +43,11 @@ class Completed:
     first: list[int]
 
 
-def completed(rows: DeviceRows, prompts: Prompts) -> list[Completed | None]:
-    """For each of `prompts.requests`, by counting; None where nothing is to be compressed."""
+def completed(rows: DeviceRows, chunks: Chunks) -> list[Completed | None]:
+    """For each of `chunks.requests`, by counting; None where nothing is to be compressed."""
     found: list[Completed | None] = []
-    starts, ends = prompts.query_start_loc.tolist(), prompts.seq_lens.tolist()
-    for request in prompts.requests.tolist():
+    starts, ends = chunks.query_start_loc.tolist(), chunks.seq_lens.tolist()
+    for request in chunks.requests.tolist():
         row = BlockRow.parse(rows.rows[request].tolist())
         length, start = row.num_prompt_tokens, starts[request]
         num_computed = ends[request] - (starts[request + 1] - start)
@@ -86,7 +87,7 @@ def prompt_of(
     return request, row, window_start_of(row, request, query_start_loc, seq_lens, WINDOW)
 
 
-def launch_arguments(rows: DeviceRows, prompts: Prompts) -> tuple[torch.Tensor | int, ...]:
+def launch_arguments(rows: DeviceRows, chunks: Chunks) -> tuple[torch.Tensor | int, ...]:
     """What `prompt_of` takes, up to its sizes."""
-    locations = (prompts.query_start_loc, prompts.seq_lens)
-    return (rows.rows, rows.rows.stride(0), prompts.requests, *locations)
+    locations = (chunks.query_start_loc, chunks.seq_lens)
+    return (rows.rows, rows.rows.stride(0), chunks.requests, *locations)

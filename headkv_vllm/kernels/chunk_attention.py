@@ -1,39 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Causal attention of prompts over blocks of tokens, before anything of them is given up."""
+"""Causal attention of chunks: of prompts over blocks of tokens, of what follows them by head."""
 
 import torch
 import triton
 import triton.language as tl
 
-from headkv_vllm.block_row import BlockRow
+from headkv_vllm.kernels.chunks import Chunks, launch_arguments
 from headkv_vllm.kernels.head_attention import LayerInputs
-from headkv_vllm.kernels.prompts import Prompts, launch_arguments
-from headkv_vllm.kernels.rows import HEADER, DeviceRows, row_of
+from headkv_vllm.kernels.rows import (
+    DeviceRows,
+    attended_head_blocks,
+    attended_tokens,
+    kept_blocks_of,
+    place_of,
+    replaced_blocks_of,
+    row_of,
+)
 
 QUERY_TILE = 16
 """Tokens whose queries a program holds, times the query heads of a KV head."""
 KEY_TILE = 64
 
 
-def attend_whole(
+def attend_chunks(
     query: torch.Tensor,
     rows: DeviceRows,
-    prompts: Prompts,
+    chunks: Chunks,
     inputs: LayerInputs,
     output: torch.Tensor,
 ) -> None:
     """query, output: [num_tokens, num_heads, head_size], of the whole step.
 
-    Writes the tokens of `prompts.requests`, each of which attends all positions up to its own.
+    Writes the tokens of `chunks.requests`. Each attends what there is up to its own position: all
+    positions, or of a compressed prompt what its head keeps, and what follows.
     """
     _, num_heads, head_size = query.shape
     group_size = num_heads // rows.num_kv_heads
     grid = (
-        len(prompts.requests) * rows.num_kv_heads,
-        triton.cdiv(prompts.most_new_tokens, QUERY_TILE),
+        len(chunks.requests) * rows.num_kv_heads,
+        triton.cdiv(chunks.most_new_tokens, QUERY_TILE),
     )
-    _attend_whole[grid](
-        *launch_arguments(rows, prompts),
+    _attend_chunks[grid](
+        *launch_arguments(rows, chunks),
+        rows.first,
         query,
         query.stride(0),
         query.stride(1),
@@ -54,45 +63,46 @@ def attend_whole(
         QUERY_LANES=triton.next_power_of_2(QUERY_TILE * group_size),
         HEAD_SIZE=head_size,
         HEAD_LANES=triton.next_power_of_2(head_size),
+        WINDOW=rows.window,
         BLOCK_SIZE=rows.block_size,
         KEY_TILE=KEY_TILE,
     )
 
 
-def attend_whole_plain(
+def attend_chunks_plain(
     query: torch.Tensor,
     rows: DeviceRows,
-    prompts: Prompts,
+    chunks: Chunks,
     inputs: LayerInputs,
     output: torch.Tensor,
 ) -> None:
-    """Plain twin of `attend_whole`."""
+    """Plain twin of `attend_chunks`."""
     head_size, group_size = query.shape[2], query.shape[1] // rows.num_kv_heads
-    starts, ends = prompts.query_start_loc.tolist(), prompts.seq_lens.tolist()
-    for request in prompts.requests.tolist():
-        blocks = torch.tensor(BlockRow.parse(rows.rows[request].tolist()).blocks)
-        num_new = starts[request + 1] - starts[request]
-        for head in range(rows.num_kv_heads):
-            own = inputs.layer * rows.num_kv_heads + head
-            entries = inputs.head_blocks[blocks * rows.num_heads_of_all_layers + own].flatten(0, 1)
-            key = entries[:, :head_size].float() * inputs.key_scale
-            value = entries[:, head_size:].float() * inputs.value_scale
-            group = slice(head * group_size, (head + 1) * group_size)
-            for index in range(num_new):
-                end, token = ends[request] - num_new + index + 1, starts[request] + index
-                logits = query[token, group].float() @ key[:end].T * inputs.scale
+    starts, ends = chunks.query_start_loc.tolist(), chunks.seq_lens.tolist()
+    for request in chunks.requests.tolist():
+        for token in range(starts[request], starts[request + 1]):
+            end = ends[request] - (starts[request + 1] - token) + 1
+            tables = attended_head_blocks(rows, request, end, inputs.layer)
+            lengths = attended_tokens(rows, request, end, inputs.layer)
+            for head, (table, length) in enumerate(zip(tables, lengths, strict=True)):
+                entries = inputs.head_blocks[table].flatten(0, 1)[:length].float()
+                key = entries[:, :head_size] * inputs.key_scale
+                value = entries[:, head_size:] * inputs.value_scale
+                group = slice(head * group_size, (head + 1) * group_size)
+                logits = query[token, group].float() @ key.T * inputs.scale
                 if inputs.logits_soft_cap > 0:
                     logits = inputs.logits_soft_cap * torch.tanh(logits / inputs.logits_soft_cap)
-                output[token, group] = (logits.softmax(-1) @ value[:end]).to(output.dtype)
+                output[token, group] = (logits.softmax(-1) @ value).to(output.dtype)
 
 
 @triton.jit
-def _attend_whole(
+def _attend_chunks(
     rows,
     width,
     requests,
     query_start_loc,
     seq_lens,
+    first,
     query,
     query_stride,
     query_head_stride,
@@ -113,6 +123,7 @@ def _attend_whole(
     QUERY_LANES: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     HEAD_LANES: tl.constexpr,
+    WINDOW: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     KEY_TILE: tl.constexpr,
 ):
@@ -125,7 +136,13 @@ def _attend_whole(
     if first_new >= num_new:
         return
     row = row_of(rows, request, width)
-    blocks = row + HEADER + tl.load(row + 1)
+    num_compressed = tl.load(row + 1)
+    num_computed = tl.load(seq_lens + request) - num_new
+    replaced = replaced_blocks_of(row, num_computed + 1, True, WINDOW, BLOCK_SIZE)
+    own = layer * NUM_KV_HEADS + kv_head
+    dealt = first + request.to(tl.int64) * (NUM_HEADS + 1) + own
+    kept = kept_blocks_of(dealt, replaced, True)
+    first_kept = tl.load(dealt)
     lane, channel = tl.arange(0, QUERY_LANES), tl.arange(0, HEAD_LANES)
     index, query_head = first_new + lane // GROUP_SIZE, kv_head * GROUP_SIZE + lane % GROUP_SIZE
     is_query = (lane < QUERY_TILE * GROUP_SIZE) & (index < num_new)
@@ -136,35 +153,43 @@ def _attend_whole(
     q = tl.load(queries[:, None] + channel[None, :], mask=is_used, other=0.0)
     logit_scale = scale * tl.load(key_scale)
 
-    num_computed = tl.load(seq_lens + request) - num_new
-    last_visible = num_computed + index
-    stop = num_computed + tl.minimum(first_new + QUERY_TILE, num_new)
+    # Places among the entries that the head attends: positions, but for what is not kept.
+    last_visible = num_computed + index + (kept - replaced) * BLOCK_SIZE
+    stop = tl.max(tl.where(is_query, last_visible + 1, 0), 0)
     largest = tl.full((QUERY_LANES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERY_LANES,), tl.float32)
     values = tl.zeros((QUERY_LANES, HEAD_LANES), tl.float32)
     for begin in range(0, stop, KEY_TILE):
-        position = begin + tl.arange(0, KEY_TILE)
-        is_key = position < stop
-        block = tl.load(blocks + position // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
-        head_block = block * NUM_HEADS + layer * NUM_KV_HEADS + kv_head
-        entry = (head_block * BLOCK_SIZE + position % BLOCK_SIZE) * (2 * HEAD_SIZE)
+        entry = begin + tl.arange(0, KEY_TILE)
+        is_entry = entry < stop
+        place = place_of(
+            entry,
+            is_entry,
+            row,
+            num_compressed,
+            replaced,
+            kept,
+            first_kept,
+            own,
+            NUM_HEADS,
+            BLOCK_SIZE,
+        ) * (2 * HEAD_SIZE)
         k = tl.load(
-            head_blocks + entry[None, :] + channel[:, None],
-            mask=is_channel[:, None] & is_key[None, :],
+            head_blocks + place[None, :] + channel[:, None],
+            mask=is_channel[:, None] & is_entry[None, :],
             other=0.0,
         )
         logits = tl.dot(q, k.to(q.dtype), input_precision="ieee") * logit_scale
         if HAS_SOFT_CAP:
             logits = logits_soft_cap * (2 * tl.sigmoid(2 * logits / logits_soft_cap) - 1)
-        # Position 0 is visible to every lane, so that none is without a largest logit.
-        is_visible = position[None, :] <= tl.maximum(last_visible, 0)[:, None]
-        logits = tl.where(is_visible & is_key[None, :], logits, float("-inf"))
+        is_visible = entry[None, :] <= last_visible[:, None]
+        logits = tl.where(is_visible & is_entry[None, :], logits, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(logits, 1))
         weights = tl.exp(logits - new_largest[:, None])
         fade = tl.exp(largest - new_largest)
         v = tl.load(
-            head_blocks + entry[:, None] + HEAD_SIZE + channel[None, :],
-            mask=is_key[:, None] & is_channel[None, :],
+            head_blocks + place[:, None] + HEAD_SIZE + channel[None, :],
+            mask=is_entry[:, None] & is_channel[None, :],
             other=0.0,
         )
         total = total * fade + tl.sum(weights, 1)
