@@ -27,6 +27,11 @@ _MANAGER = "vllm.v1.core.single_type_kv_cache_manager"
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
 _KERNELS = "vllm._custom_ops"
 
+_FORWARD = (
+    *("layer", "query", "key", "value", "kv_cache", "attn_metadata", "output"),
+    *("output_scale", "output_block_scale"),
+)
+
 ENTRY_POINTS = (
     Used(
         "vllm.platforms",
@@ -360,17 +365,7 @@ ATTENTION = (
         _CPU_BACKEND,
         "CPUAttentionBackendImpl.forward",
         "overridden",
-        parameters=(
-            "layer",
-            "query",
-            "key",
-            "value",
-            "kv_cache",
-            "attn_metadata",
-            "output",
-            "output_scale",
-            "output_block_scale",
-        ),
+        parameters=_FORWARD,
     ),
     Used(
         _BACKEND,
@@ -402,17 +397,7 @@ ATTENTION = (
         _BACKEND,
         "AttentionImpl.forward",
         "overridden",
-        parameters=(
-            "layer",
-            "query",
-            "key",
-            "value",
-            "kv_cache",
-            "attn_metadata",
-            "output",
-            "output_scale",
-            "output_block_scale",
-        ),
+        parameters=_FORWARD,
     ),
     Used(_CPU_BACKEND, "_get_attn_isa", "the instruction set that packs the cache"),
     Used(_BACKEND, "AttentionType", "decoders only", ("DECODER",)),

@@ -7,12 +7,12 @@ import triton.language as tl
 
 from headkv_vllm.kernels.chunks import Chunks, launch_arguments
 from headkv_vllm.kernels.head_attention import LayerInputs
+from headkv_vllm.kernels.online_softmax import attend_entries
 from headkv_vllm.kernels.rows import (
     DeviceRows,
     attended_head_blocks,
     attended_tokens,
     kept_blocks_of,
-    place_of,
     replaced_blocks_of,
     row_of,
 )
@@ -136,13 +136,11 @@ def _attend_chunks(
     if first_new >= num_new:
         return
     row = row_of(rows, request, width)
-    num_compressed = tl.load(row + 1)
     num_computed = tl.load(seq_lens + request) - num_new
     replaced = replaced_blocks_of(row, num_computed + 1, True, WINDOW, BLOCK_SIZE)
     own = layer * NUM_KV_HEADS + kv_head
     dealt = first + request.to(tl.int64) * (NUM_HEADS + 1) + own
     kept = kept_blocks_of(dealt, replaced, True)
-    first_kept = tl.load(dealt)
     lane, channel = tl.arange(0, QUERY_LANES), tl.arange(0, HEAD_LANES)
     index, query_head = first_new + lane // GROUP_SIZE, kv_head * GROUP_SIZE + lane % GROUP_SIZE
     is_query = (lane < QUERY_TILE * GROUP_SIZE) & (index < num_new)
@@ -151,51 +149,20 @@ def _attend_chunks(
     token = (start + index).to(tl.int64)
     queries = query + token * query_stride + query_head * query_head_stride
     q = tl.load(queries[:, None] + channel[None, :], mask=is_used, other=0.0)
-    logit_scale = scale * tl.load(key_scale)
 
     # Places among the entries that the head attends: positions, but for what is not kept.
     last_visible = num_computed + index + (kept - replaced) * BLOCK_SIZE
     stop = tl.max(tl.where(is_query, last_visible + 1, 0), 0)
-    largest = tl.full((QUERY_LANES,), float("-inf"), tl.float32)
-    total = tl.zeros((QUERY_LANES,), tl.float32)
-    values = tl.zeros((QUERY_LANES, HEAD_LANES), tl.float32)
-    for begin in range(0, stop, KEY_TILE):
-        entry = begin + tl.arange(0, KEY_TILE)
-        is_entry = entry < stop
-        place = place_of(
-            entry,
-            is_entry,
-            row,
-            num_compressed,
-            replaced,
-            kept,
-            first_kept,
-            own,
-            NUM_HEADS,
-            BLOCK_SIZE,
-        ) * (2 * HEAD_SIZE)
-        k = tl.load(
-            head_blocks + place[None, :] + channel[:, None],
-            mask=is_channel[:, None] & is_entry[None, :],
-            other=0.0,
-        )
-        logits = tl.dot(q, k.to(q.dtype), input_precision="ieee") * logit_scale
-        if HAS_SOFT_CAP:
-            logits = logits_soft_cap * (2 * tl.sigmoid(2 * logits / logits_soft_cap) - 1)
-        is_visible = entry[None, :] <= last_visible[:, None]
-        logits = tl.where(is_visible & is_entry[None, :], logits, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(logits, 1))
-        weights = tl.exp(logits - new_largest[:, None])
-        fade = tl.exp(largest - new_largest)
-        v = tl.load(
-            head_blocks + place[:, None] + HEAD_SIZE + channel[None, :],
-            mask=is_entry[:, None] & is_channel[None, :],
-            other=0.0,
-        )
-        total = total * fade + tl.sum(weights, 1)
-        added = tl.dot(weights.to(q.dtype), v.to(q.dtype), input_precision="ieee")
-        values = values * fade[:, None] + added
-        largest = new_largest
+    _, total, values = attend_entries(
+        *(q, 0, stop, last_visible, head_blocks, row, replaced, dealt, own),
+        scale * tl.load(key_scale),
+        logits_soft_cap,
+        HAS_SOFT_CAP,
+        NUM_HEADS,
+        HEAD_SIZE,
+        BLOCK_SIZE,
+        KEY_TILE,
+    )
     result = values / total[:, None] * tl.load(value_scale)
     places = output + token * output_stride + query_head * output_head_stride
     tl.store(places[:, None] + channel[None, :], result.to(output.dtype.element_ty), mask=is_used)

@@ -7,13 +7,12 @@ import torch
 import triton
 import triton.language as tl
 
+from headkv_vllm.kernels.online_softmax import attend_entries
 from headkv_vllm.kernels.rows import (
     DeviceRows,
     DeviceTokens,
     attended_head_blocks,
     attended_tokens,
-    kept_blocks_of,
-    place_of,
     replaced_blocks_of,
     row_of,
 )
@@ -177,9 +176,6 @@ def _attend_piece(
     replaced = replaced_blocks_of(row, tl.load(ends + token), True, WINDOW, BLOCK_SIZE)
     own = layer * NUM_KV_HEADS + kv_head
     dealt = first + request.to(tl.int64) * (NUM_HEADS + 1) + own
-    kept = kept_blocks_of(dealt, replaced, True)
-    first_kept = tl.load(dealt)
-    num_compressed = tl.load(row + 1)
 
     lane, channel = tl.arange(0, GROUP_LANES), tl.arange(0, HEAD_LANES)
     is_channel = channel < HEAD_SIZE
@@ -187,51 +183,21 @@ def _attend_piece(
     queries = query + token.to(tl.int64) * query_stride
     places = (kv_head * GROUP_SIZE + lane[:, None]) * query_head_stride + channel[None, :]
     q = tl.load(queries + places, mask=is_query, other=0.0)
-    logit_scale = scale * tl.load(key_scale)
 
     piece_len = tl.load(piece_lens)
     start = (piece - tl.load(first_piece + sequence)) * piece_len
     stop = tl.minimum(start + piece_len, tl.load(seq_lens + sequence))
-    largest = tl.full((GROUP_LANES,), float("-inf"), tl.float32)
-    total = tl.zeros((GROUP_LANES,), tl.float32)
-    values = tl.zeros((GROUP_LANES, HEAD_LANES), tl.float32)
-    for begin in range(start, stop, PIECE):
-        entry = begin + tl.arange(0, PIECE)
-        is_entry = entry < stop
-        place = place_of(
-            entry,
-            is_entry,
-            row,
-            num_compressed,
-            replaced,
-            kept,
-            first_kept,
-            own,
-            NUM_HEADS,
-            BLOCK_SIZE,
-        ) * (2 * HEAD_SIZE)
-        k = tl.load(
-            head_blocks + place[None, :] + channel[:, None],
-            mask=is_channel[:, None] & is_entry[None, :],
-            other=0.0,
-        )
-        logits = tl.dot(q, k.to(q.dtype), input_precision="ieee") * logit_scale
-        if HAS_SOFT_CAP:
-            # tanh(x) in terms of a sigmoid
-            logits = logits_soft_cap * (2 * tl.sigmoid(2 * logits / logits_soft_cap) - 1)
-        logits = tl.where(is_entry[None, :], logits, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(logits, 1))
-        weights = tl.exp(logits - new_largest[:, None])
-        fade = tl.exp(largest - new_largest)
-        v = tl.load(
-            head_blocks + place[:, None] + HEAD_SIZE + channel[None, :],
-            mask=is_entry[:, None] & is_channel[None, :],
-            other=0.0,
-        )
-        total = total * fade + tl.sum(weights, 1)
-        added = tl.dot(weights.to(q.dtype), v.to(q.dtype), input_precision="ieee")
-        values = values * fade[:, None] + added
-        largest = new_largest
+    last_visible = tl.zeros((GROUP_LANES,), tl.int32) + stop
+    largest, total, values = attend_entries(
+        *(q, start, stop, last_visible, head_blocks, row, replaced, dealt, own),
+        scale * tl.load(key_scale),
+        logits_soft_cap,
+        HAS_SOFT_CAP,
+        NUM_HEADS,
+        HEAD_SIZE,
+        BLOCK_SIZE,
+        PIECE,
+    )
     result = (piece.to(tl.int64) * GROUP_SIZE + lane) * HEAD_SIZE
     tl.store(partial + result[:, None] + channel[None, :], values, mask=is_query)
     own_statistics = statistics + (piece.to(tl.int64) * GROUP_SIZE + lane) * 2

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from headkv_vllm.kernels.chunks import Chunks, completed, launch_arguments, prompt_of
 from headkv_vllm.kernels.head_attention import LayerInputs
+from headkv_vllm.kernels.online_softmax import capped
 from headkv_vllm.kernels.rows import HEADER, DeviceRows
 from headkv_vllm.selection import Reduction, window_attention_plain
 
@@ -171,8 +172,7 @@ def _visit_keys(
         other=0.0,
     )
     logits = tl.dot(q, k.to(q.dtype), input_precision="ieee") * (scale * tl.load(key_scale))
-    if HAS_SOFT_CAP:
-        logits = logits_soft_cap * (2 * tl.sigmoid(2 * logits / logits_soft_cap) - 1)
+    logits = capped(logits, logits_soft_cap, HAS_SOFT_CAP)
     is_past = position[None, :] <= (length - WINDOW + place_in_window)[:, None]
     logits = tl.where(is_key[None, :] & is_past, logits, float("-inf"))
 
