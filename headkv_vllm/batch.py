@@ -4,22 +4,15 @@
 A token is either *whole*: it attends the blocks of tokens, as in any paged cache; or *by head*: it
 follows a compressed prompt, and each KV head attends its own head blocks. All tokens of a request
 without compressed blocks are whole, and so are a compressed request's prompt tokens, which are
-computed before the prompt is compressed. A step that computes the last of them compresses the
-prompt in between. A resumed request's step may do all three.
+computed before the prompt is compressed. The step that computes the last of them compresses the
+prompt, and goes no further with its request: the scheduler ends a chunk there.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 
-from headkv_vllm.block_row import (
-    BlockRow,
-    IntArray,
-    num_compressed_blocks,
-    num_prompt_tokens,
-)
 from headkv_vllm.budgets.policy import Policy
 
 Indices = slice | torch.Tensor
@@ -95,33 +88,3 @@ class Batch:
     whole: WholeTokens | None
     compressions: tuple[Compression, ...]
     by_head: HeadTokens | None
-
-
-@dataclass(frozen=True)
-class TokenCounts:
-    """How many of each request's tokens in this step are whole and by head: [num_reqs]."""
-
-    whole: IntArray
-    by_head: IntArray
-
-
-def count_tokens(rows: IntArray, query_lens: IntArray, seq_lens: IntArray) -> TokenCounts:
-    """Tell the tokens of each request apart.
-
-    rows: [num_reqs, width]. query_lens, seq_lens: [num_reqs], the tokens of this step and of the
-    whole request up to its end.
-    """
-    after_prompt = (seq_lens - num_prompt_tokens(rows)).clip(0, query_lens)
-    by_head = np.where(num_compressed_blocks(rows) > 0, after_prompt, 0)
-    return TokenCounts(query_lens - by_head, by_head)
-
-
-def count_tokens_plain(rows: IntArray, query_lens: IntArray, seq_lens: IntArray) -> TokenCounts:
-    """Plain twin of `count_tokens`."""
-    counts = np.zeros((2, len(query_lens)), dtype=np.int64)
-    for request, row in enumerate(map(BlockRow.parse, rows.tolist())):
-        end = int(seq_lens[request])
-        for position in range(end - int(query_lens[request]), end):
-            is_by_head = bool(row.compressed_blocks) and position >= row.num_prompt_tokens
-            counts[int(is_by_head), request] += 1
-    return TokenCounts(counts[0], counts[1])

@@ -14,9 +14,7 @@ from headkv_vllm.batch import (
     Compression,
     HeadTokens,
     Indices,
-    TokenCounts,
     WholeTokens,
-    count_tokens,
 )
 from headkv_vllm.block_row import (
     HEADER_SIZE,
@@ -59,8 +57,7 @@ class BatchPlanner:
 
         block_table: [num_reqs, width] int32 rows. query_start_loc: [num_reqs + 1] int32.
         seq_lens: [num_reqs] int32, the tokens of each request up to the end of this step.
-        Under an adaptive policy no step completes a prompt and goes on with its request by head:
-        what the heads keep is decided too late for it to be planned.
+        No step completes a prompt that is to be compressed and goes on with its request.
         Returns the last step's batch, changed in place, where this step only goes on with it.
         """
         rows, starts, ends = (t.numpy() for t in (block_table, query_start_loc, seq_lens))
@@ -73,17 +70,16 @@ class BatchPlanner:
         slots = torch.from_numpy(slot_mapping(rows, requests, positions, self._block_size))
         if not num_compressed_blocks(rows).any():
             return Batch(slots, self._all_whole(block_table, query_start_loc, seq_lens), (), None)
-        is_by_head = _is_by_head(rows, requests, positions)
+        is_by_head = (num_compressed_blocks(rows) > 0) & (computed >= num_prompt_tokens(rows))
         if len(positions) == len(rows) and is_by_head.all():
             batch = Batch(slots, None, (), self._all_by_head(rows, ends))
             self._decode_run = DecodeRun(batch, rows, starts, ends, self._block_size)
             return batch
-        counts = count_tokens(rows, query_lens, ends)
         return Batch(
             slots,
-            self._whole(block_table, query_start_loc, seq_lens, counts, is_by_head),
+            self._whole(block_table, query_start_loc, seq_lens, ~is_by_head),
             self._compressions(rows, starts, computed, ends),
-            self._by_head(rows, ends, counts, is_by_head),
+            self._by_head(rows, starts, ends, is_by_head),
         )
 
     def check_integrity(self) -> None:
@@ -95,18 +91,18 @@ class BatchPlanner:
         block_table: torch.Tensor,
         query_start_loc: torch.Tensor,
         seq_lens: torch.Tensor,
-        counts: TokenCounts,
-        is_by_head: BoolArray,
+        is_whole: BoolArray,
     ) -> WholeTokens | None:
-        if is_by_head.all():
-            return None
-        if not is_by_head.any():
+        if is_whole.all():
             return self._all_whole(block_table, query_start_loc, seq_lens)
-        requests = _indices(np.flatnonzero(counts.whole))
-        lengths = (seq_lens - torch.from_numpy(counts.by_head))[requests].int()
+        if not is_whole.any():
+            return None
+        query_lens = np.diff(query_start_loc.numpy())
+        requests = _indices(np.flatnonzero(is_whole))
+        lengths = seq_lens[requests]
         return WholeTokens(
-            _indices(np.flatnonzero(~is_by_head)),
-            _start_loc(counts.whole[counts.whole > 0]),
+            _indices(np.flatnonzero(is_whole.repeat(query_lens))),
+            _start_loc(query_lens[is_whole]),
             lengths,
             self._token_blocks(block_table[requests], lengths),
         )
@@ -132,18 +128,16 @@ class BatchPlanner:
         return HeadTokens(slice(0, num_rows), starts, *self._tables.update(rows, seq_lens))
 
     def _by_head(
-        self, rows: IntArray, seq_lens: IntArray, counts: TokenCounts, is_by_head: BoolArray
+        self, rows: IntArray, starts: IntArray, seq_lens: IntArray, is_by_head: BoolArray
     ) -> HeadTokens | None:
-        requests = np.flatnonzero(counts.by_head)
-        if len(requests) == 0:
+        if not is_by_head.any():
             return None
-        if len(requests) < len(rows):
-            rows, seq_lens = rows[requests], seq_lens[requests]
-        lengths, tables = self._tables.update(rows, seq_lens)
-        num_tokens = counts.by_head[requests]
-        starts = _start_loc(num_tokens.repeat(self._num_kv_heads))
-        head_rows = self._head_rows(np.flatnonzero(is_by_head), num_tokens)
-        return HeadTokens(head_rows, starts, lengths, tables)
+        query_lens = np.diff(starts)
+        lengths, tables = self._tables.update(rows[is_by_head], seq_lens[is_by_head])
+        num_tokens = query_lens[is_by_head]
+        head_starts = _start_loc(num_tokens.repeat(self._num_kv_heads))
+        head_rows = self._head_rows(np.flatnonzero(is_by_head.repeat(query_lens)), num_tokens)
+        return HeadTokens(head_rows, head_starts, lengths, tables)
 
     def _head_rows(self, tokens: IntArray, num_tokens: IntArray) -> Indices:
         """The rows [token * H + head] in the order of (request, head, token)."""
@@ -169,8 +163,7 @@ class BatchPlanner:
     def _compression(self, row: IntArray, offset: int, seq_len: int) -> Compression:
         """offset: what turns a position of this request into an index of the batch."""
         length, num_compressed = int(row[0]), int(row[1])
-        policy = self._allotments.policy(row)
-        assert not policy.adaptive or seq_len == length, "the prompt has yet to decide"
+        assert seq_len == length, "a step goes on after a prompt that it compresses"
         num_head_blocks = torch.tensor(self._allotments.planned(row))
         first, num_blocks = HEADER_SIZE + num_compressed, -(-length // self._block_size)
         return Compression(
@@ -179,7 +172,7 @@ class BatchPlanner:
             full_blocks(length, self._window, self._block_size) * self._block_size,
             torch.from_numpy(row[first : first + num_blocks]).long(),
             tuple(compressed_blocks(row).tolist()),
-            policy,
+            self._allotments.policy(row),
             num_head_blocks,
             self._slots(row, num_head_blocks),
         )
@@ -191,12 +184,6 @@ class BatchPlanner:
         slots = dealt.view(-1, 1) * self._block_size + torch.arange(self._block_size)
         per_layer = (num_head_blocks.sum(1) * self._block_size).tolist()
         return torch.split(slots.flatten(), per_layer)
-
-
-def _is_by_head(rows: IntArray, requests: IntArray, positions: IntArray) -> BoolArray:
-    """Of each token, by its request and its position there, whether it is by head."""
-    is_compressed = num_compressed_blocks(rows) > 0
-    return is_compressed[requests] & (positions >= num_prompt_tokens(rows)[requests])
 
 
 def _tokens(starts: IntArray, computed: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:

@@ -101,9 +101,9 @@ def steps(draw, kinds=("decode", "drafts", "prefill", "last", "resumed"), polici
         num_prompt = window + num_full * block_size + draw(st.integers(0, block_size - 1))
         num_compressed = draw(st.integers(0, max(0, num_full - 1)))
         policy = draw(st.sampled_from(policies))
-        # A step of a resumed request would go on after its prompt.
-        fitting = [k for k in kinds if k != "resumed" or not POLICIES[policy].adaptive]
-        kind = draw(st.sampled_from(fitting))
+        # No step goes on after a prompt that it compresses.
+        fitting = [k for k in kinds if k != "resumed" or num_compressed == 0]
+        kind = draw(st.sampled_from(fitting or ["last"]))
         generated = draw(st.integers(1, 2 * block_size))
         window_start = num_prompt - window
         start, end = {

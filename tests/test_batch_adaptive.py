@@ -2,15 +2,14 @@
 """Plans of steps where some prompts have decided how layers split their head blocks."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headkv_vllm.block_row import BlockRow, head_blocks
+from headkv_vllm.block_row import head_blocks
 from headkv_vllm.budgets.live import LiveAllotments
 from headkv_vllm.budgets.registry import POLICIES
-from tests.steps import Step, steps
+from tests.steps import steps
 
 
 @settings(deadline=None)
@@ -62,14 +61,3 @@ class Decided:
 
     def plan(self):
         return self.step.plan(self.live)
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-def test_where_the_prompt_decides_no_step_goes_on_after_it(policy):
-    row = BlockRow(40, (50,), (51, 52, 53), list(POLICIES).index(policy))
-    step = Step((row,), (20,), (43,), np.ones((2, 2)), 16, 8, 0)
-    if not POLICIES[policy].adaptive:
-        assert Decided(step, 0).plan().by_head is not None
-        return
-    with pytest.raises(AssertionError, match="the prompt has yet to decide"):
-        Decided(step, 0).plan()

@@ -9,7 +9,6 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request
 
-from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.budgets.request import RequestBudget, request_budget
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.admission import Admission
@@ -84,10 +83,10 @@ class _HeadKVMixin:
 
         The step that completes the prompt needs the queries of all its last `window` tokens. A
         chunk that would end among them ends before the first of them instead, so that no worker
-        has to keep queries from one step to the next. Under an adaptive policy a chunk also ends
-        with its prompt, because a worker plans a step before it knows what the heads keep, and a
-        resumed request has tokens beyond its prompt. vLLM has this hook for drafters that look
-        ahead of a chunk's end; we keep its own rule and add ours.
+        has to keep queries from one step to the next. A chunk also ends with its prompt: a resumed
+        request has tokens beyond it, but what they attend is decided by the step that completes
+        the prompt. vLLM has this hook for drafters that look ahead of a chunk's end; we keep its
+        own rule and add ours.
         """
         num_new_tokens = super()._reserve_prefill_lookahead(  # type: ignore[misc]
             request, num_computed_tokens, num_new_tokens
@@ -99,9 +98,7 @@ class _HeadKVMixin:
         window_start = prompt_end - self._settings.window
         if window_start < num_computed_tokens + num_new_tokens < prompt_end:
             return max(0, window_start - num_computed_tokens)
-        if POLICIES[budget.policy].adaptive:
-            return min(num_new_tokens, prompt_end - num_computed_tokens)
-        return num_new_tokens
+        return min(num_new_tokens, prompt_end - num_computed_tokens)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Plan a step, and count the prompts that it completes."""

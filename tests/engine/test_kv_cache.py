@@ -212,21 +212,24 @@ def test_a_compressed_request_that_is_preempted_starts_again_and_compresses_agai
     engine.check()
     output = engine.step()
     assert output.scheduled_cached_reqs.resumed_req_ids == {"a"}
-    # One step spans the prompt and what had been generated.
-    assert output.num_scheduled_tokens["a"] > 100
+    # The first step ends with the prompt, the next computes what had been generated.
+    assert output.num_scheduled_tokens["a"] == 100
     assert row_of(engine, "a")[:2] == [100, 3] and 0 not in row_of(engine, "a")[3:]
     engine.run()
     assert engine.num_free == 99
 
 
+@pytest.mark.parametrize("policy", ["headkv", "adakv"])
 @pytest.mark.parametrize("in_flight", [1, 2])
-def test_where_the_prompt_decides_a_resumed_requests_chunk_ends_with_it(start, in_flight):
-    engine = start({**SETTINGS, "policy": "adakv"}, in_flight=in_flight)
+def test_a_resumed_requests_chunk_ends_with_its_prompt(start, in_flight, policy):
+    engine = start({**SETTINGS, "policy": policy}, in_flight=in_flight)
     engine.add("a", PROMPT[:100], max_tokens=60)
+    engine.add("off", PROMPT[100:200], max_tokens=60, headkv_budget=0)
     for _ in range(30):
         engine.step()
     engine.scheduler.reset_prefix_cache(reset_running_requests=True)
-    assert engine.step().num_scheduled_tokens["a"] == 100
+    scheduled = engine.step().num_scheduled_tokens
+    assert scheduled["a"] == 100 and scheduled["off"] > 120
     assert engine.step().num_scheduled_tokens["a"] > 20
     engine.run()
     assert engine.num_free == 99

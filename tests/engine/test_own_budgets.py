@@ -69,20 +69,6 @@ def test_a_preempted_request_keeps_its_own_budget(start):
     engine.run()
 
 
-@pytest.mark.parametrize("in_flight", [1, 2])
-def test_a_resumed_requests_chunk_ends_with_its_prompt_only_where_that_decides(start, in_flight):
-    engine = start(in_flight=in_flight)
-    engine.add("adaptive", PROMPT[:100], max_tokens=60, headkv_policy="adakv")
-    engine.add("static", PROMPT[100:200], max_tokens=60, headkv_policy="uniform")
-    for _ in range(30):
-        engine.step()
-    engine.scheduler.reset_prefix_cache(reset_running_requests=True)
-    scheduled = engine.step().num_scheduled_tokens
-    assert scheduled["adaptive"] == 100
-    assert scheduled["static"] > 120
-    engine.run()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
