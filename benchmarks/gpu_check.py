@@ -31,13 +31,9 @@ from headkv_vllm.kernels.allotment import first_head_blocks, first_head_blocks_p
 from headkv_vllm.kernels.buffers import Buffers
 from headkv_vllm.kernels.chunk_attention import attend_chunks, attend_chunks_plain
 from headkv_vllm.kernels.chunks import Chunks
-from headkv_vllm.kernels.compaction import (
-    copy_entries,
-    copy_entries_plain,
-    top_positions,
-    top_positions_plain_by_head,
-)
 from headkv_vllm.kernels.head_attention import attend_by_head, attend_by_head_plain
+from headkv_vllm.kernels.kept_entries import copy_entries, copy_entries_plain
+from headkv_vllm.kernels.kept_positions import kept_positions, kept_positions_plain
 from headkv_vllm.kernels.position_scores import Wanted, position_scores, position_scores_plain
 from headkv_vllm.kernels.rows import DeviceTokens
 from headkv_vllm.kernels.step_tokens import step_tokens, step_tokens_plain
@@ -147,8 +143,8 @@ def compaction_checks(state: DeviceState) -> Iterator[Check]:
     scores = position_scores(attention, rows, chunks, inputs, wanted)
     plain = position_scores_plain(attention, rows, chunks, inputs, wanted)
     yield "scores of positions", difference(scores, plain), 1e-6
-    positions = top_positions(scores, rows, chunks, 0)
-    kept = top_positions_plain_by_head(scores, rows, chunks, 0)
+    positions = kept_positions(scores, rows, chunks, 0)
+    kept = kept_positions_plain(scores, rows, chunks, 0)
     yield "positions kept", difference(positions, kept), 0
     before = state.cache.clone()
     copy_entries(positions, rows, chunks, inputs)
@@ -218,7 +214,7 @@ def prefill_measures() -> dict[str, float]:
     def compress() -> None:
         attention = window_scores(query, rows, chunks, inputs, "mean")
         scores = position_scores(attention, rows, chunks, inputs, wanted)
-        copy_entries(top_positions(scores, rows, chunks, 0), rows, chunks, inputs)
+        copy_entries(kept_positions(scores, rows, chunks, 0), rows, chunks, inputs)
 
     return {"compressing a prompt of 32,768 tokens, ms per layer": milliseconds(compress)}
 
@@ -259,7 +255,7 @@ def main() -> int:
     notes = ["Engine rows stay empty: HEADKV has no backend for GPUs yet."]
     if not has_gpu:
         notes.append("No GPU was there: kernels ran in Triton's interpreter, nothing was measured.")
-    slug = name.lower().replace(" ", "-")
+    slug = name.lower().replace(" ", "-") if has_gpu else "none"
     question = f"Are the kernels right and fast? ({name})"
     Report(f"gpu-{slug}", question, "scripts/gpu-check", rows, bars, notes).write(out)
     for bar in bars:

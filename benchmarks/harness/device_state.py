@@ -10,7 +10,7 @@ from headkv_vllm.budgets.headkv import headkv_shares
 from headkv_vllm.config import Settings
 from headkv_vllm.kernels.allotment import HeadWeights, first_head_blocks
 from headkv_vllm.kernels.buffers import Buffers
-from headkv_vllm.kernels.head_attention import LayerInputs
+from headkv_vllm.kernels.layer_inputs import LayerInputs
 from headkv_vllm.kernels.rows import DeviceRows
 
 BLOCK_SIZE = 16

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from headkv_vllm.kernels.chunks import Chunks, launch_arguments
-from headkv_vllm.kernels.head_attention import LayerInputs
+from headkv_vllm.kernels.layer_inputs import LayerInputs
 from headkv_vllm.kernels.online_softmax import attend_entries
 from headkv_vllm.kernels.rows import (
     DeviceRows,

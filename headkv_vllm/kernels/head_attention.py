@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention over head blocks: each KV head of each token has entries of its own, and a number."""
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 
+from headkv_vllm.kernels.layer_inputs import LayerInputs
 from headkv_vllm.kernels.online_softmax import attend_entries
 from headkv_vllm.kernels.rows import (
     DeviceRows,
@@ -17,23 +16,6 @@ from headkv_vllm.kernels.rows import (
     row_of,
 )
 from headkv_vllm.kernels.work_list import PIECE, WorkList
-
-
-@dataclass(frozen=True)
-class LayerInputs:
-    """What a layer's kernels need besides rows.
-
-    head_blocks: [num_head_blocks, block_size, 2 * head_size], of all layers, keys before values.
-    key_scale, value_scale: [1] float32, what stored keys and values are multiples of.
-    logits_soft_cap: 0 for none.
-    """
-
-    layer: int
-    head_blocks: torch.Tensor
-    scale: float
-    logits_soft_cap: float
-    key_scale: torch.Tensor
-    value_scale: torch.Tensor
 
 
 def attend_by_head(

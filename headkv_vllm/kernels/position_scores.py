@@ -9,7 +9,7 @@ import triton.language as tl
 
 from headkv_vllm.config import Settings
 from headkv_vllm.kernels.chunks import Chunks, completed, launch_arguments, prompt_of
-from headkv_vllm.kernels.head_attention import LayerInputs
+from headkv_vllm.kernels.layer_inputs import LayerInputs
 from headkv_vllm.kernels.rows import HEADER, DeviceRows, full_blocks_of
 from headkv_vllm.selection import pool_plain, recency_plain, value_norms
 

@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from headkv_vllm.kernels.head_attention import LayerInputs
+from headkv_vllm.kernels.layer_inputs import LayerInputs
 from headkv_vllm.kernels.rows import DeviceRows
 
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from headkv_vllm.kernels.chunks import Chunks, completed, launch_arguments, prompt_of
-from headkv_vllm.kernels.head_attention import LayerInputs
+from headkv_vllm.kernels.layer_inputs import LayerInputs
 from headkv_vllm.kernels.online_softmax import capped
 from headkv_vllm.kernels.rows import HEADER, DeviceRows
 from headkv_vllm.selection import Reduction, window_attention_plain

@@ -24,8 +24,10 @@ from headkv_vllm.kernels.allotment import HeadWeights, first_head_blocks
 from headkv_vllm.kernels.buffers import Buffers
 from headkv_vllm.kernels.chunk_attention import attend_chunks
 from headkv_vllm.kernels.chunks import Chunks
-from headkv_vllm.kernels.compaction import copy_entries, top_positions
-from headkv_vllm.kernels.head_attention import LayerInputs, attend_by_head
+from headkv_vllm.kernels.head_attention import attend_by_head
+from headkv_vllm.kernels.kept_entries import copy_entries
+from headkv_vllm.kernels.kept_positions import kept_positions
+from headkv_vllm.kernels.layer_inputs import LayerInputs
 from headkv_vllm.kernels.position_scores import Wanted, position_scores
 from headkv_vllm.kernels.rows import DeviceRows
 from headkv_vllm.kernels.step_tokens import step_tokens
@@ -84,7 +86,7 @@ def launch_all(cache_dtype: torch.dtype) -> None:
         wanted = Wanted(asked, torch.zeros(7, dtype=torch.int32))
         scores = position_scores(attention, rows, chunks, inputs, wanted)
     store_entries(query[:, :2], query[:, 2:4], slots, rows, inputs)
-    copy_entries(top_positions(scores, rows, chunks, 1), rows, chunks, inputs)
+    copy_entries(kept_positions(scores, rows, chunks, 1), rows, chunks, inputs)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import torch
 from headkv_vllm.block_row import BlockRow, num_compressed_blocks
 from headkv_vllm.kernels.buffers import Buffers
 from headkv_vllm.kernels.chunks import Chunks
-from headkv_vllm.kernels.head_attention import LayerInputs
+from headkv_vllm.kernels.layer_inputs import LayerInputs
 from headkv_vllm.kernels.rows import DeviceRows, DeviceTokens
 from headkv_vllm.kernels.step_tokens import step_tokens_plain
 from tests.steps import Step

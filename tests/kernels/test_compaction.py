@@ -10,12 +10,8 @@ from hypothesis import strategies as st
 
 from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.config import Settings
-from headkv_vllm.kernels.compaction import (
-    copy_entries,
-    copy_entries_plain,
-    top_positions,
-    top_positions_plain_by_head,
-)
+from headkv_vllm.kernels.kept_entries import copy_entries, copy_entries_plain
+from headkv_vllm.kernels.kept_positions import kept_positions, kept_positions_plain
 from headkv_vllm.kernels.position_scores import Wanted, position_scores, position_scores_plain
 from headkv_vllm.kernels.window_scores import window_scores, window_scores_plain
 from tests.kernels.device_steps import (
@@ -101,7 +97,7 @@ def test_top_positions(step, values, data):
     rows, chunks = device_rows(step), chunks_of(step)
     layer = data.draw(st.integers(0, rows.num_layers - 1))
     arguments = (some_scores(step, chunks, values), rows, chunks, layer)
-    assert torch.equal(top_positions(*arguments), top_positions_plain_by_head(*arguments))
+    assert torch.equal(kept_positions(*arguments), kept_positions_plain(*arguments))
 
 
 def test_top_positions_over_several_tiles():
@@ -110,7 +106,7 @@ def test_top_positions_over_several_tiles():
     chunks = chunks_of(step)
     for values in (1, 2, 7, 10**6):
         arguments = (some_scores(step, chunks, values), device_rows(step), chunks, 1)
-        assert torch.equal(top_positions(*arguments), top_positions_plain_by_head(*arguments))
+        assert torch.equal(kept_positions(*arguments), kept_positions_plain(*arguments))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
@@ -119,7 +115,7 @@ def test_top_positions_over_several_tiles():
 def test_entries_are_copied_as_they_are(dtype, step, seed):
     rows, chunks = device_rows(step), chunks_of(step)
     inputs = layer_inputs(step, seed % rows.num_layers, 24, dtype)
-    positions = top_positions(some_scores(step, chunks, 9), rows, chunks, inputs.layer)
+    positions = kept_positions(some_scores(step, chunks, 9), rows, chunks, inputs.layer)
     by_twin = replace(inputs, head_blocks=inputs.head_blocks.clone())
     before = inputs.head_blocks.clone().view(torch.uint8)
     copy_entries(positions, rows, chunks, inputs)

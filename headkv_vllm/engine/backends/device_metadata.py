@@ -14,6 +14,7 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import AttentionSpec
 
+from headkv_vllm.batch import Indices
 from headkv_vllm.block_row import HEADER_SIZE
 from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.config import Settings
@@ -28,7 +29,6 @@ from headkv_vllm.kernels.rows import DeviceRows, DeviceTokens
 from headkv_vllm.kernels.step_tokens import step_tokens
 from headkv_vllm.kernels.work_list import WorkList, work_list
 
-Places = slice | torch.Tensor
 PROGRAMS_PER_PROCESSOR = 8
 
 
@@ -39,7 +39,7 @@ class Decodes:
     places: in the batch, [num_tokens] int64 or a slice.
     """
 
-    places: Places
+    places: Indices
     tokens: DeviceTokens
     work: WorkList
 
@@ -150,7 +150,7 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
     ) -> Decodes | None:
         if is_chunk.all():
             return None
-        places: Places = slice(None)
+        places: Indices = slice(None)
         if is_chunk.any():
             places = self._on_device(common.query_start_loc_cpu.numpy()[: len(is_chunk)][~is_chunk])
             tokens = DeviceTokens(tokens.requests[places], tokens.ends[places])

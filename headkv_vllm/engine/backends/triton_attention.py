@@ -11,8 +11,10 @@ from headkv_vllm.engine.backends.flat_cache import flat_head_blocks
 from headkv_vllm.engine.backends.layer_features import check_features
 from headkv_vllm.kernels.chunk_attention import attend_chunks
 from headkv_vllm.kernels.chunks import Chunks
-from headkv_vllm.kernels.compaction import copy_entries, top_positions
-from headkv_vllm.kernels.head_attention import LayerInputs, attend_by_head
+from headkv_vllm.kernels.head_attention import attend_by_head
+from headkv_vllm.kernels.kept_entries import copy_entries
+from headkv_vllm.kernels.kept_positions import kept_positions
+from headkv_vllm.kernels.layer_inputs import LayerInputs
 from headkv_vllm.kernels.position_scores import position_scores
 from headkv_vllm.kernels.stored_entries import store_entries
 from headkv_vllm.kernels.window_scores import window_scores
@@ -97,7 +99,7 @@ def _compress(
     rows, wanted = attn_metadata.rows, attn_metadata.wanted
     attention = window_scores(query, rows, chunks, inputs, wanted.settings.query_reduction)
     scores = position_scores(attention, rows, chunks, inputs, wanted)
-    copy_entries(top_positions(scores, rows, chunks, inputs.layer), rows, chunks, inputs)
+    copy_entries(kept_positions(scores, rows, chunks, inputs.layer), rows, chunks, inputs)
 
 
 def _decode(
