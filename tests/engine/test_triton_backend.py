@@ -24,11 +24,17 @@ ENGINE = {
     "block_size": 16,
     "max_model_len": 1024,
     "max_num_batched_tokens": 128,
+    "speculative_config": {
+        "method": "ngram",
+        "num_speculative_tokens": 2,
+        "prompt_lookup_max": 2,
+        "prompt_lookup_min": 1,
+    },
     "additional_config": {"headkv": {"budget": 64}},
 }
 
 
-def served(backend: str, batches: list[list[Any]]) -> Any:
+def served(backend: str, batches: list[Any]) -> Any:
     done = subprocess.run(
         [sys.executable, "-m", "tests.engine.triton_on_cpu", backend],
         input=json.dumps({"engine": ENGINE, "batches": batches}),
@@ -45,19 +51,20 @@ def served(backend: str, batches: list[list[Any]]) -> Any:
 @pytest.mark.timeout(600)
 def test_the_same_tokens_as_from_the_cpu_backend() -> None:
     """Prompts of different lengths in chunks beside others' decodes, budgets, policies, none at
-    all, and a prompt whose blocks are cached."""
+    all, a prompt whose blocks are cached, drafts, and requests that are preempted and resumed.
+    """
     short, long = (
         next(iter(generate_samples("multi-query", length, 1, seed=3))).prompt
         for length in (220, 300)
     )
-    batches = [
-        [
-            (long, 7, None),
-            (short, 10, {"headkv_budget": 0}),
-            (short + " ?", 6, {"headkv_budget": 40, "headkv_policy": "streaming"}),
-        ],
-        [(long, 7, {"headkv_budget": 96})],
+    mixed = [
+        (long, 7, None),
+        (short, 10, {"headkv_budget": 0}),
+        (short + " ?", 6, {"headkv_budget": 40, "headkv_policy": "streaming"}),
     ]
+    cached = [(long, 7, {"headkv_budget": 96})]
+    resumed = [(short, 12, None), (short + " ?", 12, {"headkv_budget": 0})]
+    batches = [(mixed, 0), (cached, 0), (resumed, 9)]
     triton, cpu = (served(backend, batches) for backend in ("triton", "cpu"))
     assert triton["impls"] == ["HeadKVTritonImpl"] and cpu["impls"] == ["HeadKVCpuImpl"]
     assert triton["answers"] == cpu["answers"]

@@ -164,9 +164,10 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
 def _is_chunk(common: CommonAttentionMetadata) -> npt.NDArray[np.bool_]:
     """Whether each request computes several tokens, or its prompt's: [num_reqs], on the host."""
     num_reqs = common.num_reqs
-    is_chunk: npt.NDArray[np.bool_] = np.diff(common.query_start_loc_cpu[: num_reqs + 1]) > 1
+    starts = common.query_start_loc_cpu.numpy()[: num_reqs + 1]
+    is_chunk: npt.NDArray[np.bool_] = np.diff(starts) > 1
     if common.is_prefilling is not None:  # there is none where vLLM makes up a step to capture it
-        is_chunk |= common.is_prefilling[:num_reqs].numpy()
+        is_chunk |= common.is_prefilling.numpy()[:num_reqs]
     return is_chunk
 
 

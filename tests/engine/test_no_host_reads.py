@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton backend never waits for the device: its steps work with tensors without values."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from vllm.v1.attention.backend import CommonAttentionMetadata
+
+from headkv_vllm.config import Settings
+from headkv_vllm.engine.backends import device_metadata
+from headkv_vllm.engine.backends.device_metadata import HeadKVDeviceMetadataBuilder
+from headkv_vllm.engine.backends.triton_attention import HeadKVTritonImpl
+from headkv_vllm.kernels import head_attention
+
+pytest.importorskip("triton")
+LAYERS = ["model.layers.0.attn", "model.layers.1.attn"]
+NUM_KV_HEADS, HEAD_SIZE, BLOCK_SIZE = 2, 32, 16
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The kernels that would run. Inside, tensors have shapes and no values."""
+    launched: list[str] = []
+
+    def launch(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **sizes: Any) -> None:
+        launched.append(kernel.fn.__name__)
+
+    monkeypatch.setattr(type(head_attention._attend_piece), "run", launch)
+    monkeypatch.setattr(device_metadata, "read_settings", lambda _: Settings(budget=64))
+    monkeypatch.setattr(device_metadata, "worker_scores", lambda *_: np.ones((2, NUM_KV_HEADS)))
+    with FakeTensorMode():
+        yield launched
+
+
+def builder() -> HeadKVDeviceMetadataBuilder:
+    spec = SimpleNamespace(block_size=BLOCK_SIZE, num_kv_heads=NUM_KV_HEADS)
+    config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=4))
+    made: Any = HeadKVDeviceMetadataBuilder(spec, LAYERS, config, torch.device("cpu"))
+    return made
+
+
+def step(query_lens: list[int]) -> CommonAttentionMetadata:
+    """What vLLM knows on the host is given as it is: by arrays with values."""
+    num_reqs, starts = len(query_lens), np.cumsum([0, *query_lens], dtype=np.int32)
+    on_host = SimpleNamespace(numpy=lambda: starts)
+    is_prefilling = SimpleNamespace(numpy=lambda: np.array(query_lens) > 1)
+    integers = {"dtype": torch.int32}
+    known: dict[str, Any] = {
+        "query_start_loc": torch.zeros(num_reqs + 1, **integers),
+        "query_start_loc_cpu": on_host,
+        "seq_lens": torch.zeros(num_reqs, **integers),
+        "num_reqs": num_reqs,
+        "num_actual_tokens": int(starts[-1]),
+        "max_query_len": max(query_lens),
+        "max_seq_len": 200,
+        "block_table_tensor": torch.zeros((num_reqs, 20), **integers),
+        "slot_mapping": torch.zeros(int(starts[-1]), dtype=torch.int64),
+        "is_prefilling": is_prefilling,
+    }
+    return CommonAttentionMetadata(**known)
+
+
+def forward(metadata: Any) -> torch.Tensor:
+    impl = HeadKVTritonImpl(4, HEAD_SIZE, 0.2, NUM_KV_HEADS)
+    pool = torch.zeros(10, len(LAYERS), NUM_KV_HEADS, BLOCK_SIZE, 2 * HEAD_SIZE)
+    layer: Any = SimpleNamespace(
+        layer_name=LAYERS[1], _k_scale=torch.ones(()), _v_scale=torch.ones(())
+    )
+    num_tokens = len(metadata.slots)
+    key, value = (torch.zeros(num_tokens, NUM_KV_HEADS, HEAD_SIZE) for _ in range(2))
+    query = torch.zeros(num_tokens, 4, HEAD_SIZE)
+    return impl.forward(layer, query, key, value, pool[:, 1], metadata, torch.zeros_like(query))
+
+
+def test_a_decode_step(launches: list[str]) -> None:
+    made = builder()
+    launches.clear()
+    metadata = made.build(0, step([1, 1, 1]))
+    assert launches == ["_deal_out", "_tokens", "_cut"]
+    assert forward(metadata).shape == (3, 4, HEAD_SIZE)
+    assert launches[3:] == ["_store", "_attend_piece", "_add_pieces"]
+
+
+def test_a_step_with_prompts_in_it(launches: list[str]) -> None:
+    metadata = builder().build(0, step([1, 30, 1, 8]))
+    assert metadata.chunks is not None and len(metadata.chunks.requests) == 2
+    assert metadata.decodes is not None and len(metadata.decodes.tokens.ends) == 2
+    assert forward(metadata).shape == (40, 4, HEAD_SIZE)
+    assert {"_attend_chunks", "_visit_keys", "_select", "_copy"} <= set(launches)
+
+
+def test_reading_a_value_would_fail(launches: list[str]) -> None:
+    with pytest.raises(DataDependentOutputException):
+        int(step([1]).seq_lens.max())
