@@ -38,25 +38,21 @@ from headkv_vllm.kernels.position_scores import Wanted, position_scores, positio
 from headkv_vllm.kernels.rows import DeviceTokens
 from headkv_vllm.kernels.step_tokens import step_tokens, step_tokens_plain
 from headkv_vllm.kernels.window_scores import window_scores, window_scores_plain
-from headkv_vllm.kernels.work_list import WorkList, work_list, work_list_plain
+from headkv_vllm.kernels.work_list import (
+    WorkList,
+    num_programs_of,
+    work_list,
+    work_list_plain,
+)
 
 SMALL: Final = Shape(2, 2, 3, 64, prompt_tokens=(300, 410), kept=4, generated=7)
 DECODE: Final = Shape(4, 8, 4, 128, prompt_tokens=(2048,) * 64, kept=64, generated=100)
 """64 requests, 8 KV heads, 1,024 kept tokens on average, in four of a model's layers."""
 PREFILL: Final = Shape(1, 8, 4, 128, prompt_tokens=(32_768,), kept=64)
 COPY_BYTES: Final = 2**30
-PROGRAMS_PER_PROCESSOR: Final = 8
 
 Check = tuple[str, float, float]
 """What was compared, the largest difference, and the largest that may be."""
-
-
-def num_programs() -> int:
-    """Pieces that the attention of a layer is cut into, besides one for each sequence."""
-    if not torch.cuda.is_available():
-        return 8
-    processors = torch.cuda.get_device_properties(0).multi_processor_count
-    return PROGRAMS_PER_PROCESSOR * processors
 
 
 def decode_step(state: DeviceState) -> tuple[DeviceTokens, WorkList]:
@@ -65,7 +61,7 @@ def decode_step(state: DeviceState) -> tuple[DeviceTokens, WorkList]:
     starts = torch.arange(num_reqs + 1, dtype=torch.int32, device=state.seq_lens.device)
     table, block_size = state.rows.rows, state.rows.block_size
     tokens, _ = step_tokens(table, starts, state.seq_lens, num_reqs, 1, block_size, state.buffers)
-    return tokens, work_list(state.rows, tokens, num_programs(), state.buffers)
+    return tokens, work_list(state.rows, tokens, num_programs_of(state.cache.device), state.buffers)
 
 
 def chunks_of(state: DeviceState) -> Chunks:

@@ -77,9 +77,9 @@ class BatchPlanner:
             return batch
         return Batch(
             slots,
-            self._whole(block_table, query_start_loc, seq_lens, ~is_by_head),
+            self._whole(block_table, query_start_loc, seq_lens, query_lens, ~is_by_head),
             self._compressions(rows, starts, computed, ends),
-            self._by_head(rows, starts, ends, is_by_head),
+            self._by_head(rows, ends, query_lens, is_by_head),
         )
 
     def check_integrity(self) -> None:
@@ -91,13 +91,13 @@ class BatchPlanner:
         block_table: torch.Tensor,
         query_start_loc: torch.Tensor,
         seq_lens: torch.Tensor,
+        query_lens: IntArray,
         is_whole: BoolArray,
     ) -> WholeTokens | None:
         if is_whole.all():
             return self._all_whole(block_table, query_start_loc, seq_lens)
         if not is_whole.any():
             return None
-        query_lens = np.diff(query_start_loc.numpy())
         requests = _indices(np.flatnonzero(is_whole))
         lengths = seq_lens[requests]
         return WholeTokens(
@@ -128,16 +128,15 @@ class BatchPlanner:
         return HeadTokens(slice(0, num_rows), starts, *self._tables.update(rows, seq_lens))
 
     def _by_head(
-        self, rows: IntArray, starts: IntArray, seq_lens: IntArray, is_by_head: BoolArray
+        self, rows: IntArray, seq_lens: IntArray, query_lens: IntArray, is_by_head: BoolArray
     ) -> HeadTokens | None:
         if not is_by_head.any():
             return None
-        query_lens = np.diff(starts)
         lengths, tables = self._tables.update(rows[is_by_head], seq_lens[is_by_head])
         num_tokens = query_lens[is_by_head]
-        head_starts = _start_loc(num_tokens.repeat(self._num_kv_heads))
+        starts = _start_loc(num_tokens.repeat(self._num_kv_heads))
         head_rows = self._head_rows(np.flatnonzero(is_by_head.repeat(query_lens)), num_tokens)
-        return HeadTokens(head_rows, head_starts, lengths, tables)
+        return HeadTokens(head_rows, starts, lengths, tables)
 
     def _head_rows(self, tokens: IntArray, num_tokens: IntArray) -> Indices:
         """The rows [token * H + head] in the order of (request, head, token)."""

@@ -7,11 +7,9 @@ import triton.language as tl
 
 from headkv_vllm.kernels.chunks import Chunks, launch_arguments
 from headkv_vllm.kernels.layer_inputs import LayerInputs
-from headkv_vllm.kernels.online_softmax import attend_entries
+from headkv_vllm.kernels.online_softmax import attend_entries, attended_plain
 from headkv_vllm.kernels.rows import (
     DeviceRows,
-    attended_head_blocks,
-    attended_tokens,
     kept_blocks_of,
     replaced_blocks_of,
     row_of,
@@ -77,22 +75,11 @@ def attend_chunks_plain(
     output: torch.Tensor,
 ) -> None:
     """Plain twin of `attend_chunks`."""
-    head_size, group_size = query.shape[2], query.shape[1] // rows.num_kv_heads
     starts, ends = chunks.query_start_loc.tolist(), chunks.seq_lens.tolist()
     for request in chunks.requests.tolist():
         for token in range(starts[request], starts[request + 1]):
             end = ends[request] - (starts[request + 1] - token) + 1
-            tables = attended_head_blocks(rows, request, end, inputs.layer)
-            lengths = attended_tokens(rows, request, end, inputs.layer)
-            for head, (table, length) in enumerate(zip(tables, lengths, strict=True)):
-                entries = inputs.head_blocks[table].flatten(0, 1)[:length].float()
-                key = entries[:, :head_size] * inputs.key_scale
-                value = entries[:, head_size:] * inputs.value_scale
-                group = slice(head * group_size, (head + 1) * group_size)
-                logits = query[token, group].float() @ key.T * inputs.scale
-                if inputs.logits_soft_cap > 0:
-                    logits = inputs.logits_soft_cap * torch.tanh(logits / inputs.logits_soft_cap)
-                output[token, group] = (logits.softmax(-1) @ value).to(output.dtype)
+            output[token] = attended_plain(query[token], rows, request, end, inputs)
 
 
 @triton.jit

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chunks that a step may complete, and then compresses."""
+"""Requests that compute several tokens in a step: most of them read their prompts."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,9 @@ from headkv_vllm.kernels.rows import DeviceRows, row_of
 
 @dataclass(frozen=True)
 class Chunks:
-    """What the host knows of them. No chunk goes on beyond the end of a prompt that it began in,
-    if that prompt is to be compressed.
+    """What the host knows of such requests.
+
+    No chunk goes on beyond the end of a prompt that it began in, if that is to be compressed.
 
     requests: [num_chunks] int32, their rows. Which of them complete prompts that are to be
         compressed, and which follow compressed ones, only the device can tell.

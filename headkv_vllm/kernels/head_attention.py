@@ -6,12 +6,10 @@ import triton
 import triton.language as tl
 
 from headkv_vllm.kernels.layer_inputs import LayerInputs
-from headkv_vllm.kernels.online_softmax import attend_entries
+from headkv_vllm.kernels.online_softmax import attend_entries, attended_plain
 from headkv_vllm.kernels.rows import (
     DeviceRows,
     DeviceTokens,
-    attended_head_blocks,
-    attended_tokens,
     replaced_blocks_of,
     row_of,
 )
@@ -96,23 +94,10 @@ def attend_by_head_plain(
     output: torch.Tensor,
 ) -> None:
     """Plain twin of `attend_by_head`: it has no use for `work`."""
-    group_size, head_size = query.shape[1] // rows.num_kv_heads, query.shape[2]
-    for token, (request, end) in enumerate(
-        zip(tokens.requests.tolist(), tokens.ends.tolist(), strict=True)
-    ):
-        tables = attended_head_blocks(rows, request, end, inputs.layer)
-        lengths = attended_tokens(rows, request, end, inputs.layer)
-        for head, (table, length) in enumerate(zip(tables, lengths, strict=True)):
-            if end == 0:
-                continue
-            entries = inputs.head_blocks[table].flatten(0, 1)[:length].float()
-            key = entries[:, :head_size] * inputs.key_scale
-            value = entries[:, head_size:] * inputs.value_scale
-            group = slice(head * group_size, (head + 1) * group_size)
-            logits = query[token, group].float() @ key.T * inputs.scale
-            if inputs.logits_soft_cap > 0:
-                logits = inputs.logits_soft_cap * torch.tanh(logits / inputs.logits_soft_cap)
-            output[token, group] = (logits.softmax(-1) @ value).to(output.dtype)
+    ends = zip(tokens.requests.tolist(), tokens.ends.tolist(), strict=True)
+    for token, (request, end) in enumerate(ends):
+        if end:
+            output[token] = attended_plain(query[token], rows, request, end, inputs)
 
 
 @triton.jit

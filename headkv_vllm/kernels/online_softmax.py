@@ -4,10 +4,44 @@
 Softmax without all logits at once: Milakov and Gimelshein, arXiv 1805.02867.
 """
 
+import torch
 import triton
 import triton.language as tl
 
-from headkv_vllm.kernels.rows import place_of
+from headkv_vllm.kernels.layer_inputs import LayerInputs
+from headkv_vllm.kernels.rows import (
+    DeviceRows,
+    attended_head_blocks,
+    attended_tokens,
+    kept_blocks_of,
+    place_of,
+)
+
+
+def attended_plain(
+    query: torch.Tensor, rows: DeviceRows, request: int, end: int, inputs: LayerInputs
+) -> torch.Tensor:
+    """What one token gets: for the plain twins of the kernels that call `attend_entries`.
+
+    query: [num_heads, head_size], of the token before position `end`. Returns the same shape.
+    """
+    output, head_size = torch.empty_like(query), query.shape[1]
+    groups = output.unflatten(0, (rows.num_kv_heads, -1))
+    by_head = zip(
+        query.unflatten(0, (rows.num_kv_heads, -1)),
+        attended_head_blocks(rows, request, end, inputs.layer),
+        attended_tokens(rows, request, end, inputs.layer),
+        strict=True,
+    )
+    for head, (queries, table, length) in enumerate(by_head):
+        entries = inputs.head_blocks[table].flatten(0, 1)[:length].float()
+        key = entries[:, :head_size] * inputs.key_scale
+        value = entries[:, head_size:] * inputs.value_scale
+        logits = queries.float() @ key.T * inputs.scale
+        if inputs.logits_soft_cap > 0:
+            logits = inputs.logits_soft_cap * torch.tanh(logits / inputs.logits_soft_cap)
+        groups[head] = (logits.softmax(-1) @ value).to(output.dtype)
+    return output
 
 
 @triton.jit
@@ -46,7 +80,7 @@ def attend_entries(
     """
     num_compressed = tl.load(row + 1)
     first_kept = tl.load(first)
-    kept = tl.where(num_replaced > 0, tl.load(first + 1) - first_kept, 0)
+    kept = kept_blocks_of(first, num_replaced, True)
     channel = tl.arange(0, q.shape[1])
     is_channel = channel < HEAD_SIZE
     largest = tl.full((q.shape[0],), float("-inf"), tl.float32)

@@ -21,6 +21,17 @@ PIECE = 64
 """Entries that a program reads at once; pieces are a multiple of it."""
 
 
+PROGRAMS_PER_PROCESSOR = 8
+
+
+def num_programs_of(device: torch.device) -> int:
+    """Into how many pieces a layer is cut on `device`, besides one for each sequence."""
+    if device.type != "cuda":
+        return PROGRAMS_PER_PROCESSOR
+    processors: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return PROGRAMS_PER_PROCESSOR * processors
+
+
 @dataclass(frozen=True)
 class WorkList:
     """For each layer, which piece of which sequence is whose; a sequence is a (token, KV head).

@@ -27,9 +27,7 @@ from headkv_vllm.kernels.chunks import Chunks
 from headkv_vllm.kernels.position_scores import Wanted
 from headkv_vllm.kernels.rows import DeviceRows, DeviceTokens
 from headkv_vllm.kernels.step_tokens import step_tokens
-from headkv_vllm.kernels.work_list import WorkList, work_list
-
-PROGRAMS_PER_PROCESSOR = 8
+from headkv_vllm.kernels.work_list import WorkList, num_programs_of, work_list
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
         self._wanted = Wanted(
             self._settings, torch.tensor(recent, dtype=torch.int32, device=device)
         )
-        self._num_programs = PROGRAMS_PER_PROCESSOR * _num_processors(device)
+        self._num_programs = num_programs_of(device)
         self._buffers = Buffers(device)
         self._reserve(vllm_config.scheduler_config.max_num_seqs)
 
@@ -186,9 +184,3 @@ def _weights(
     """Of all policies: their shares keep their proportions, whatever there is to share."""
     shares = [policy.shares(scores, 1, 2, settings).ravel() for policy in POLICIES.values()]
     return HeadWeights.of(np.stack(shares), device)
-
-
-def _num_processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
