@@ -33,7 +33,7 @@ class Case:
     """`num_requests` prompts of `num_prompt_tokens`, of which each head keeps `budget`.
 
     faster: how many times faster than stock the step should be, where there is a bar.
-    names: the sides that are measured.
+    names: the sides that are measured. num_rounds: turns of each, if not asked otherwise.
     """
 
     num_requests: int
@@ -42,6 +42,7 @@ class Case:
     shape: str = "8-layer"
     faster: float | None = None
     names: tuple[SideName, ...] = NAMES
+    num_rounds: int = 60
 
     @property
     def title(self) -> str:
@@ -55,7 +56,7 @@ CASES = (
     Case(4, 16384, 512, faster=5.5),
     # Stock vLLM would read these two prompts for four minutes.
     Case(2, 32768, 1024, names=("headkv", "twin")),
-    Case(2, 1024, 128, shape="qwen3-0.6b"),
+    Case(2, 1024, 128, shape="qwen3-0.6b", num_rounds=20),
 )
 QUICK = (Case(2, 512, 128, faster=1.0),)
 
@@ -127,14 +128,17 @@ def turn(side: Side) -> float:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine.")] = 60,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Turns of each engine; fewer of large models if not set."),
+    ] = None,
     quick: Quick = False,
     out: Out = RESULTS,
 ) -> None:
     """Measure decode steps of headkv, of stock vLLM, and of stock vLLM with short prompts."""
     measured: list[Steps] = []
     for case in QUICK if quick else CASES:
-        measured.append(measure(case, rounds))
+        measured.append(measure(case, rounds or case.num_rounds))
         write(measured, out)  # what there is, should a long run be cut short
 
 

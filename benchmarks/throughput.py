@@ -56,7 +56,7 @@ class Sizes:
 
 FULL: Final = Sizes(
     main=Load(64, 4096, 1024, clients=64, seed=0),
-    small=Load(12, 1024, 256, clients=12, seed=0),
+    small=Load(10, 1024, 256, clients=10, seed=0),
     lengths=(256, 1024, 2048, 4096),
     rate_length=2048,
     budget=256,

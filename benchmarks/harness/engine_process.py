@@ -17,7 +17,10 @@ CALL_TIMEOUT = 280
 
 
 class EngineProcess:
-    """Starts an engine with the arguments of `vllm.LLM`, and calls functions inside it."""
+    """An engine with the arguments of `vllm.LLM`, and calls of functions inside it.
+
+    Several can start at once: only the first call, or `wait_until_ready`, waits for the engine.
+    """
 
     def __init__(self, environment: dict[str, str] | None = None, **arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
@@ -25,15 +28,23 @@ class EngineProcess:
         inside = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **(environment or {})}
         self._process = context.Process(target=_serve, args=(theirs, inside, arguments))
         self._process.start()
+        self._is_ready = False
         theirs.close()
+
+    def wait_until_ready(self) -> None:
+        """Raises RuntimeError with the engine's traceback, and ends it, where it cannot start."""
+        if self._is_ready:
+            return
         try:
             self._receive(START_TIMEOUT)
         except Exception:
             self.stop()
             raise
+        self._is_ready = True
 
     def call(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """`function(llm, *arguments, **named)`, run inside the engine's process."""
+        self.wait_until_ready()
         self._connection.send((function, arguments, named))
         return self._receive(CALL_TIMEOUT)
 

@@ -62,10 +62,11 @@ def sides(
         started = {}
         for name in names:
             arguments = common | arguments_of(name, folder)
-            engine = EngineProcess({**ENVIRONMENT, **_given(ENVIRONMENT)}, **arguments)
-            stack.callback(engine.stop)
-            started[name] = engine.call
-        yield started
+            started[name] = EngineProcess({**ENVIRONMENT, **_given(ENVIRONMENT)}, **arguments)
+            stack.callback(started[name].stop)
+        for engine in started.values():
+            engine.wait_until_ready()
+        yield {name: engine.call for name, engine in started.items()}
 
 
 def arguments_of(name: SideName, folder: Path) -> dict[str, Any]:
