@@ -129,9 +129,13 @@ def report(load: Load, counts: dict[SideName, Counts], command: str) -> Report:
     return Report("capacity", QUESTION, command, rows, measured, [note], ["capacity.png"])
 
 
-def measure_sides(load: Load, shape: str) -> dict[SideName, Counts]:
-    """One side after the other: counts, unlike times, do not depend on when they are taken."""
+def measure_sides(load: Load, shape: str, **flags: Any) -> dict[SideName, Counts]:
+    """One side after the other: counts, unlike times, do not depend on when they are taken.
+
+    flags: of both engines.
+    """
     arguments: dict[str, Any] = {
+        **flags,
         "num_gpu_blocks_override": load.num_blocks,
         # Room for one prompt beside a token of each request.
         "max_num_batched_tokens": load.prompt_tokens + load.num_requests,

@@ -6,7 +6,10 @@ prompt can be read faster than one that was never longer. Three engines live at 
 turns, so that each round compares steps of the same quarter of a second.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -52,7 +55,7 @@ class Case:
 
 CASES = (
     Case(8, 8192, 512, faster=4.3),
-    Case(32, 2048, 256),
+    Case(32, 2048, 256, names=("headkv", "twin")),
     Case(4, 16384, 512, faster=5.5),
     # Stock vLLM would read these two prompts for four minutes.
     Case(2, 32768, 1024, names=("headkv", "twin")),
@@ -104,21 +107,40 @@ class Steps:
         return bars
 
 
-def measure(case: Case, num_rounds: int) -> Steps:
-    """Prefill on each side, and then take turns."""
-    most_tokens = case.num_prompt_tokens + (num_rounds + 1) * STEPS_OF_A_TURN
-    num_blocks = case.num_requests * (most_tokens // BLOCK_SIZE + 2) + 1
-    limits = (most_tokens + 64, max(8, case.num_requests))
-    with sides(case.names, case.shape, *limits, num_gpu_blocks_override=num_blocks) as engines:
-        for name, side in engines.items():
-            length = case.budget if name == "twin" else case.num_prompt_tokens
-            asked = {"headkv_budget": case.budget} if name == "headkv" else None
-            side(stepping.add_requests, case.num_requests, length, most_tokens, 0, asked)
-            side(stepping.prefill)
-        rounds = [
-            {name: turn(engines[name]) for name in (case.names if index % 2 else case.names[::-1])}
-            for index in track(range(num_rounds), case.title)
-        ]
+def measure_all(cases: Sequence[Case], rounds: int | None, **flags: Any) -> Iterator[Steps]:
+    """Cases of one shape, one after the other in the same engines. flags: of all engines.
+
+    rounds: turns of each engine, if not the case's own number.
+    """
+    turns = [rounds or case.num_rounds for case in cases]
+    most_tokens = [
+        c.num_prompt_tokens + (n + 1) * STEPS_OF_A_TURN for c, n in zip(cases, turns, strict=True)
+    ]
+    num_blocks = max(
+        case.num_requests * (tokens // BLOCK_SIZE + 2) + 1
+        for case, tokens in zip(cases, most_tokens, strict=True)
+    )
+    limits = (max(most_tokens) + 64, max(8, *(case.num_requests for case in cases)))
+    names = tuple(name for name in NAMES if any(name in case.names for case in cases))
+    flags["num_gpu_blocks_override"] = num_blocks
+    with sides(names, cases[0].shape, *limits, **flags) as engines:
+        for case, num_rounds, tokens in zip(cases, turns, most_tokens, strict=True):
+            yield measure(case, engines, num_rounds, tokens)
+
+
+def measure(case: Case, engines: dict[SideName, Side], num_rounds: int, most_tokens: int) -> Steps:
+    """Prefill on each side, and then take turns. most_tokens: that a request may come to."""
+    for name in case.names:
+        length = case.budget if name == "twin" else case.num_prompt_tokens
+        asked = {"headkv_budget": case.budget} if name == "headkv" else None
+        engines[name](stepping.add_requests, case.num_requests, length, most_tokens, 0, asked)
+        engines[name](stepping.prefill)
+    rounds = [
+        {name: turn(engines[name]) for name in (case.names if index % 2 else case.names[::-1])}
+        for index in track(range(num_rounds), case.title)
+    ]
+    for name in case.names:
+        engines[name](stepping.abort_all)
     return Steps(case, {name: tuple(each[name] for each in rounds) for name in case.names})
 
 
@@ -137,9 +159,10 @@ def main(
 ) -> None:
     """Measure decode steps of headkv, of stock vLLM, and of stock vLLM with short prompts."""
     measured: list[Steps] = []
-    for case in QUICK if quick else CASES:
-        measured.append(measure(case, rounds or case.num_rounds))
-        write(measured, out)  # what there is, should a long run be cut short
+    for _, cases in groupby(QUICK if quick else CASES, attrgetter("shape")):
+        for steps in measure_all(tuple(cases), rounds):
+            measured.append(steps)
+            write(measured, out)  # what there is, should a long run be cut short
 
 
 def write(measured: list[Steps], out: Path) -> None:

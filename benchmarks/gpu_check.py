@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """On a machine with a GPU: are the kernels right, and do they reach what the memory can give?
 
-Needs torch, Triton, NumPy and pydantic, and no vLLM. Without a GPU the kernels are compared with
-their plain twins in Triton's interpreter, and nothing is measured: cells stay empty.
+The kernels' part needs torch, Triton, NumPy and pydantic; the engine's part vLLM for that GPU.
+Without a GPU the kernels are compared with their plain twins in Triton's interpreter, and nothing
+is measured: cells stay empty.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -57,10 +59,8 @@ Check = tuple[str, float, float]
 
 def decode_step(state: DeviceState) -> tuple[DeviceTokens, WorkList]:
     """The metadata of a step in which each request decodes one token."""
-    num_reqs = len(state.seq_lens)
-    starts = torch.arange(num_reqs + 1, dtype=torch.int32, device=state.seq_lens.device)
-    table, block_size = state.rows.rows, state.rows.block_size
-    tokens, _ = step_tokens(table, starts, state.seq_lens, num_reqs, 1, block_size, state.buffers)
+    step = (state.rows.rows, state.query_start_loc, state.seq_lens)
+    tokens, _ = step_tokens(*step, len(state.seq_lens), 1, BLOCK_SIZE, state.buffers)
     return tokens, work_list(state.rows, tokens, num_programs_of(state.cache.device), state.buffers)
 
 
@@ -80,26 +80,11 @@ def difference(made: torch.Tensor, plain: torch.Tensor) -> float:
 
 def metadata_checks(state: DeviceState) -> Iterator[Check]:
     rows = state.rows
-    arguments = (
-        rows.rows,
-        state.weights,
-        SETTINGS.window,
-        BLOCK_SIZE,
-        SETTINGS.min_blocks,
-        Buffers(rows.rows.device),
-    )
+    step = (rows.rows, state.query_start_loc, state.seq_lens)
+    arguments = (*step, state.weights, state.decided, state.sizes, Buffers(rows.rows.device))
     first, plain_first = first_head_blocks(*arguments), first_head_blocks_plain(*arguments)
     yield "head blocks dealt out", difference(first, plain_first), 0
-    starts = torch.arange(len(state.seq_lens) + 1, dtype=torch.int32, device=rows.rows.device)
-    arguments = (
-        rows.rows,
-        starts,
-        state.seq_lens,
-        len(state.seq_lens) + 1,
-        1,
-        BLOCK_SIZE,
-        state.buffers,
-    )
+    arguments = (*step, len(state.seq_lens) + 1, 1, BLOCK_SIZE, state.buffers)
     (tokens, slots), (plain_tokens, plain_slots) = (
         step_tokens(*arguments),
         step_tokens_plain(*arguments),
@@ -223,6 +208,27 @@ def checks(device: torch.device) -> list[Check]:
     return [*found, *graph_check(state)] if device.type == "cuda" else found
 
 
+def has_vllm_for_the_gpu() -> bool:
+    """Whether this environment could serve a model on the GPU."""
+    if not torch.cuda.is_available() or find_spec("vllm") is None:
+        return False
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cuda_alike())
+
+
+def engine_bars() -> list[Bar]:
+    """Rows of the engine, with empty cells where there is none."""
+    if has_vllm_for_the_gpu():
+        from benchmarks import gpu_engine
+
+        return gpu_engine.bars()
+    return [
+        Bar("engine step / short twin's", None, 1.05, at_most=True),
+        Bar("TTFT at 32,768 tokens / stock's", None, 1.03, at_most=True),
+    ]
+
+
 MEASURES: Final = (
     "device copy, GB/s",
     "attention by head, GB/s",
@@ -246,11 +252,12 @@ def main() -> int:
     bars = [
         *(Bar(f"kernels and plain twins differ: {what}", d, most, True) for what, d, most in made),
         Bar("attention by head / device copy", share if has_gpu else None, 0.8, at_most=False),
-        Bar("engine step / short twin's", None, 1.05, at_most=True),
-        Bar("TTFT at 32,768 tokens / stock's", None, 1.03, at_most=True),
+        *engine_bars(),
     ]
     rows = [{"measure": what, name: measured.get(what)} for what in MEASURES]
-    notes = ["Engine rows stay empty: HEADKV has no backend for GPUs yet."]
+    notes = []
+    if not has_vllm_for_the_gpu():
+        notes.append("Rows of the engine stay empty: they need vLLM for a GPU.")
     if not has_gpu:
         notes.append("No GPU was there: kernels ran in Triton's interpreter, nothing was measured.")
     slug = name.lower().replace(" ", "-") if has_gpu else "none"

@@ -58,7 +58,7 @@ def measure(
 
 def main(
     starts: Annotated[int, typer.Option(min=1, help="How often the engines are started.")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine per start.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine per start.")] = 3,
     quick: Quick = False,
     out: Out = RESULTS,
 ) -> None:

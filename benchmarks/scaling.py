@@ -92,7 +92,7 @@ def main(quick: Quick = False, out: Out = RESULTS) -> None:
     by_prompt = prompts([1024] if quick else [1024 * 2**n for n in range(7)])
     by_layers = heads([2] if quick else [8, 16, 32, 64])
     by_batch = batches([1, 2] if quick else [1, 2, 4, 8, 16, 32, 64])
-    share = share_of_metadata(*((2, 512, 128) if quick else (32, 2048, 1024)))
+    share = share_of_metadata(*((2, 512, 128) if quick else (32, 1280, 1024)))
     sizes = [row["requests"] for row in by_batch]
     steps = {name: (sizes, [row[f"{name}, ms"] for row in by_batch]) for name in NAMES}
     lines(

@@ -17,7 +17,7 @@ from benchmarks.harness.sides import BLOCK_SIZE, SideName
 
 QUESTION: Final = "How much do clients get from one KV pool?"
 SIDES: Final[tuple[SideName, ...]] = ("headkv", "stock")
-RATES: Final = (0.5, 1.0, 2.0)
+RATES: Final = (0.75, 1.0, 2.0)
 """Of arrivals, as parts of the requests per second that stock vLLM can answer."""
 
 
@@ -57,7 +57,7 @@ class Sizes:
 FULL: Final = Sizes(
     main=Load(64, 4096, 1024, clients=64, seed=0),
     small=Load(10, 1024, 256, clients=10, seed=0),
-    lengths=(256, 1024, 2048, 4096),
+    lengths=(256, 1024, 2048),
     rate_length=2048,
     budget=256,
 )
@@ -135,7 +135,7 @@ def rate_cases(sizes: Sizes, stock_rate: float) -> list[Case]:
 
 def shared_case(sizes: Sizes) -> Case:
     """One long prompt that stock holds once for all requests, and headkv once for each."""
-    load = replace(sizes.small, prompt_tokens=sizes.lengths[-1], shared=True)
+    load = replace(sizes.small, prompt_tokens=sizes.main.prompt_tokens, shared=True)
     return Case("shared prompt", load, sizes.budget)
 
 

@@ -18,6 +18,7 @@ from headkv_vllm.config import Settings
 from headkv_vllm.row_allotments import RowAllotments
 
 STATIC = [name for name, policy in POLICIES.items() if not policy.adaptive]
+ADAPTIVE = [name for name in POLICIES if name not in STATIC]
 
 
 @dataclass(frozen=True)

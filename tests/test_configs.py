@@ -20,7 +20,7 @@ from vllm.model_executor.models.registry import _ModelInfo
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from headkv_vllm.config import Settings
-from headkv_vllm.engine.platform import is_selected
+from headkv_vllm.engine.platforms.platform import is_selected
 from headkv_vllm.engine.settings import read_settings
 from headkv_vllm.errors import HeadKVError
 from headkv_vllm.needle.paths import checkpoint_path

@@ -53,7 +53,9 @@ def test_what_vllm_loads_first_does_not_import_it():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["headkv_vllm.engine.kv_cache", "headkv_vllm.engine.platform"])
+@pytest.mark.parametrize(
+    "name", ["headkv_vllm.engine.kv_cache", "headkv_vllm.engine.platforms.platform"]
+)
 def test_a_module_that_needs_vllm_is_noticed(name):
     done = import_without_vllm([name])
     assert done.returncode == 1

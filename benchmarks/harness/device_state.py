@@ -8,8 +8,9 @@ import torch
 
 from headkv_vllm.budgets.headkv import headkv_shares
 from headkv_vllm.config import Settings
-from headkv_vllm.kernels.allotment import HeadWeights, first_head_blocks
+from headkv_vllm.kernels.allotment import HeadWeights, Sizes, first_head_blocks
 from headkv_vllm.kernels.buffers import Buffers
+from headkv_vllm.kernels.decided import Decided
 from headkv_vllm.kernels.layer_inputs import LayerInputs
 from headkv_vllm.kernels.rows import DeviceRows
 
@@ -40,14 +41,18 @@ class Shape:
 
 @dataclass(frozen=True)
 class DeviceState:
-    """rows: of all requests. weights: they were dealt out by. cache: [num_head_blocks, block_size,
-    2 * head_size]. seq_lens: [num_reqs] int32.
+    """rows: of all requests. weights, decided, sizes: what they were dealt out by. cache:
+    [num_head_blocks, block_size, 2 * head_size]. query_start_loc: [num_reqs + 1] int32, of a step
+    that decodes a token of each. seq_lens: [num_reqs] int32.
     """
 
     shape: Shape
     rows: DeviceRows
     weights: HeadWeights
+    decided: Decided
+    sizes: Sizes
     cache: torch.Tensor
+    query_start_loc: torch.Tensor
     seq_lens: torch.Tensor
     buffers: Buffers
 
@@ -74,15 +79,16 @@ def made_state(shape: Shape, device: torch.device, dtype: torch.dtype) -> Device
     rows = torch.from_numpy(table).to(device)
     scores = rng.random((shape.num_layers, shape.num_kv_heads)) ** 4
     weights = HeadWeights.of(headkv_shares(scores, 1, 2, SETTINGS).reshape(1, -1), device)
-    buffers = Buffers(device)
-    first = first_head_blocks(
-        rows, weights, SETTINGS.window, BLOCK_SIZE, SETTINGS.min_blocks, buffers
-    )
-    sizes = (shape.num_layers, shape.num_kv_heads, BLOCK_SIZE, SETTINGS.window)
+    decided = Decided(*(torch.zeros(n, dtype=torch.int32, device=device) for n in (1, (1, 1))))
+    sizes = Sizes(shape.num_kv_heads, SETTINGS.window, BLOCK_SIZE, SETTINGS.min_blocks)
     content = (BLOCK_SIZE, 2 * shape.head_size)
     cache = torch.empty(((total + 1) * scores.size, *content), dtype=dtype, device=device)
     cache.normal_()
     ends = [length + shape.generated for length in shape.prompt_tokens]
     seq_lens = torch.tensor(ends, dtype=torch.int32, device=device)
-    of_rows = DeviceRows(rows, first, *sizes)
-    return DeviceState(shape, of_rows, weights, cache, seq_lens, buffers)
+    starts = torch.arange(len(ends) + 1, dtype=torch.int32, device=device)
+    buffers = Buffers(device)
+    first = first_head_blocks(rows, starts, seq_lens, weights, decided, sizes, buffers)
+    of_heads = (shape.num_layers, shape.num_kv_heads, BLOCK_SIZE, SETTINGS.window)
+    of_rows = DeviceRows(rows, first, *of_heads)
+    return DeviceState(shape, of_rows, weights, decided, sizes, cache, starts, seq_lens, buffers)

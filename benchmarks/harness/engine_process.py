@@ -12,7 +12,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-START_TIMEOUT = 240
+START_TIMEOUT = 600
 CALL_TIMEOUT = 280
 
 

@@ -41,10 +41,16 @@ Side = Callable[..., Any]
 
 @contextmanager
 def sides(
-    names: tuple[SideName, ...], shape: str, max_model_len: int, max_num_seqs: int, **more: Any
+    names: tuple[SideName, ...],
+    shape: str,
+    max_model_len: int,
+    max_num_seqs: int,
+    one_by_one: bool = False,
+    **more: Any,
 ) -> Iterator[dict[SideName, Side]]:
     """Start the engines, on random weights of `shape` in bfloat16, and end them.
 
+    one_by_one: not at once, as engines must that measure how much of a GPU's memory is theirs.
     more: further arguments of `vllm.LLM`, for all of them.
     """
     folder = checkpoint(shape, torch.bfloat16)
@@ -64,6 +70,8 @@ def sides(
             arguments = common | arguments_of(name, folder)
             started[name] = EngineProcess({**ENVIRONMENT, **_given(ENVIRONMENT)}, **arguments)
             stack.callback(started[name].stop)
+            if one_by_one:
+                started[name].wait_until_ready()
         for engine in started.values():
             engine.wait_until_ready()
         yield {name: engine.call for name, engine in started.items()}

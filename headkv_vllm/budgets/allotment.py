@@ -32,7 +32,7 @@ def allot_head_blocks(scores: FloatArray, budget: RequestBudget, settings: Setti
     policy, bounds = POLICIES[budget.policy], Bounds(settings.min_blocks, most)
     shares = policy.shares(scores, num_blocks, most, settings)
     dealt = deal_out(shares, num_blocks * scores.size, bounds)
-    return _split_evenly(dealt) if policy.adaptive else dealt
+    return split_evenly(dealt) if policy.adaptive else dealt
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def largest_remainder(weights: IntArray, total: int) -> IntArray:
     return dealt
 
 
-def _split_evenly(dealt: HeadBlocks) -> HeadBlocks:
+def split_evenly(dealt: HeadBlocks) -> HeadBlocks:
     """The sums of the rows of `dealt` [L, H], spread as evenly as whole blocks go."""
     fewest, left = np.divmod(dealt.sum(1, keepdims=True), dealt.shape[1])
     split: HeadBlocks = (fewest + (np.arange(dealt.shape[1]) < left)).astype(np.int32)

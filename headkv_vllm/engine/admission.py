@@ -44,9 +44,12 @@ class Course:
 class Admission:
     """Guesses how far requests will grow, from how long the last answers were."""
 
-    def __init__(self, manager: HeadKVManager, max_num_batched_tokens: int) -> None:
-        """max_num_batched_tokens: of a step."""
+    def __init__(
+        self, manager: HeadKVManager, max_num_batched_tokens: int, max_model_len: int
+    ) -> None:
+        """max_num_batched_tokens: of a step. max_model_len: where every request ends."""
         self._manager, self._tokens_of_a_step = manager, max_num_batched_tokens
+        self._max_model_len = max_model_len
         self._lengths: deque[int] = deque(maxlen=NUM_REMEMBERED)
         self._usual = FIRST_GUESS
 
@@ -93,7 +96,8 @@ class Admission:
     def _num_left(self, request: Request) -> int:
         """An answer longer than usual is expected to go on for a block."""
         answer = max(self._usual, request.num_output_tokens + self._manager.block_size)
-        return int(min(request.max_tokens, answer)) - request.num_output_tokens
+        room = self._max_model_len - request.num_prompt_tokens
+        return int(min(request.max_tokens, answer, room)) - request.num_output_tokens
 
 
 def peak(courses: list[Course], block_size: int) -> int:

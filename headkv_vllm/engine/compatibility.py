@@ -22,8 +22,16 @@ class Rule(NamedTuple):
     reason: str
 
 
-def check_supported(vllm_config: "VllmConfig", settings: Settings) -> None:
-    """Raises UnsupportedError for the first rule that `vllm_config` breaks."""
+def check_supported(
+    vllm_config: "VllmConfig",
+    settings: Settings,
+    cache_dtypes: tuple[str, ...] = (),
+    min_window: int = 1,
+) -> None:
+    """cache_dtypes, min_window: of the platform, see `HeadKVPlatform`.
+
+    Raises UnsupportedError for the first rule that `vllm_config` breaks.
+    """
     for rule in RULES:
         found = rule.found(vllm_config)
         if found is not None:
@@ -31,7 +39,28 @@ def check_supported(vllm_config: "VllmConfig", settings: Settings) -> None:
                 f"--attention-backend headkv does not support {rule.feature} "
                 f"({shown(found)}): {rule.reason}"
             )
+    _check_cache_dtype(vllm_config, cache_dtypes)
+    _check_window(settings, min_window)
     _check_chunks(vllm_config, settings)
+
+
+def _check_cache_dtype(vllm_config: "VllmConfig", cache_dtypes: tuple[str, ...]) -> None:
+    cache_dtype = vllm_config.cache_config.cache_dtype
+    model_dtype = str(vllm_config.model_config.dtype).removeprefix("torch.")
+    if cache_dtype not in ("auto", model_dtype, *cache_dtypes):
+        allowed = f"use {', '.join(cache_dtypes)} or auto" if cache_dtypes else "leave it at auto"
+        raise UnsupportedError(
+            f"--attention-backend headkv does not support --kv-cache-dtype "
+            f"({shown(cache_dtype)}): {allowed}"
+        )
+
+
+def _check_window(settings: Settings, min_window: int) -> None:
+    if settings.window < min_window:
+        raise UnsupportedError(
+            f"--attention-backend headkv does not support window={settings.window} on this "
+            f"platform: it must be at least {min_window}"
+        )
 
 
 def _check_chunks(vllm_config: "VllmConfig", settings: Settings) -> None:
@@ -67,12 +96,6 @@ def _uses_sinks(vllm_config: "VllmConfig") -> bool:
     # Other models with sinks have them in sliding-window layers only, which are refused anyway.
     is_gpt_oss = _hf(vllm_config, "model_type") == "gpt_oss"
     return is_gpt_oss or bool(_hf(vllm_config, "attention_sinks"))
-
-
-def _quantised_cache(vllm_config: "VllmConfig") -> object:
-    cache_dtype = vllm_config.cache_config.cache_dtype
-    model_dtype = str(vllm_config.model_config.dtype).removeprefix("torch.")
-    return None if cache_dtype in ("auto", model_dtype) else cache_dtype
 
 
 def _speculation(vllm_config: "VllmConfig") -> object:
@@ -146,7 +169,11 @@ RULES = (
         _if(lambda config: config.model_config.is_mm_prefix_lm),
         _FULL_ATTENTION,
     ),
-    Rule("--kv-cache-dtype", _quantised_cache, "leave it at auto"),
+    Rule(
+        "--kv-cache-dtype-skip-layers",
+        lambda config: config.cache_config.kv_cache_dtype_skip_layers or None,
+        "all layers must keep entries of one type",
+    ),
     Rule(
         "KV connectors (--kv-transfer-config)",
         lambda config: config.kv_transfer_config,
@@ -166,6 +193,11 @@ RULES = (
         "--prefill-context-parallel-size",
         _above_one("prefill_context_parallel_size"),
         "leave it at 1",
+    ),
+    Rule(
+        "--enable-dbo and --ubatch-size",
+        lambda config: config.parallel_config.use_ubatching or None,
+        "a step must be computed in one piece",
     ),
     Rule("speculative decoding by other methods than ngram", _speculation, "use ngram, or none"),
     Rule(

@@ -3,20 +3,24 @@
 
 from typing import Any
 
-from headkv_vllm.engine.names import BACKEND_NAME, BACKEND_PATH, PLATFORM_PATH
+from headkv_vllm.engine.names import BACKEND_NAME, PLATFORM_PATHS
 
 
 def register() -> None:
     """`vllm.general_plugins`: make `--attention-backend headkv` a name that vLLM knows.
 
-    vLLM calls this in every process, and may do so more than once.
+    vLLM calls this in every process, and may do so more than once. On a platform that is none of
+    ours, such as that for AMD's zentorch, which would ignore the flag and serve with its own
+    backend, the name stays unknown: vLLM then refuses the flag.
     """
+    from vllm.platforms import current_platform
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     _serve_explicit_cpu_target()
-    if BACKEND_NAME in AttentionBackendEnum.__members__ or _is_foreign_cpu_platform():
+    path = getattr(type(current_platform), "headkv_backend", None)
+    if BACKEND_NAME in AttentionBackendEnum.__members__ or path is None:
         return
-    register_backend(BACKEND_NAME, BACKEND_PATH)
+    register_backend(BACKEND_NAME, path)
     # A member that was added at run time pickles by value, and a spawned engine process unpickles
     # its configuration before it loads plugins, when that value is not known yet. Our function in
     # its place imports this package and registers first. It can go when vLLM loads general
@@ -25,11 +29,16 @@ def register() -> None:
 
 
 def platform() -> str | None:
-    """`vllm.platform_plugins`: our platform's path where vLLM runs on its CPU build, else None."""
+    """`vllm.platform_plugins`: the path of ours that extends the platform vLLM would take.
+
+    None where we extend no such platform, or vLLM would take none.
+    """
     from vllm.platforms import builtin_platform_plugins
 
-    is_plain_cpu = builtin_platform_plugins["cpu"]() == "vllm.platforms.cpu.CpuPlatform"
-    return PLATFORM_PATH if is_plain_cpu else None
+    found = [_detected(plugin) for plugin in builtin_platform_plugins.values()]
+    detected = [path for path in found if path is not None]
+    # Where vLLM finds two it says so and ends, which we leave to it.
+    return PLATFORM_PATHS.get(detected[0]) if len(detected) == 1 else None
 
 
 def restore_backend() -> Any:
@@ -38,6 +47,14 @@ def restore_backend() -> Any:
 
     register()
     return AttentionBackendEnum[BACKEND_NAME]
+
+
+def _detected(plugin: Any) -> str | None:
+    try:
+        path: str | None = plugin()
+    except Exception:  # vLLM takes any failure for a platform that is not there
+        return None
+    return path
 
 
 def _serve_explicit_cpu_target() -> None:
@@ -52,21 +69,9 @@ def _serve_explicit_cpu_target() -> None:
     from vllm.platforms.cpu import CpuPlatform
 
     if type(current_platform) is CpuPlatform:
-        from headkv_vllm.engine.platform import HeadKVCpuPlatform
+        from headkv_vllm.engine.platforms.cpu import HeadKVCpuPlatform
 
         current_platform.__class__ = HeadKVCpuPlatform
-
-
-def _is_foreign_cpu_platform() -> bool:
-    """Whether another CPU platform than ours is in charge, such as that for AMD's zentorch.
-
-    Like stock vLLM's it would ignore the flag and serve with its own backend; as long as it does
-    not know our name, vLLM refuses the flag.
-    """
-    from vllm.platforms import current_platform
-
-    path = f"{type(current_platform).__module__}.{type(current_platform).__qualname__}"
-    return bool(current_platform.is_cpu()) and path != PLATFORM_PATH
 
 
 def _reduce_backend(protocol: int) -> tuple[Any, ...]:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A request's arguments, checked where it comes in: the API server, or the program that asks."""
 
+from collections.abc import Callable
+
 from vllm.exceptions import VLLMValidationError
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams
 
-from headkv_vllm.engine.platform import HeadKVCpuPlatform
+from headkv_vllm.config import Settings
 from headkv_vllm.errors import RequestError, shown
 from headkv_vllm.request_arguments import request_settings
 
@@ -13,9 +15,11 @@ _verify_extra_args = getattr(SamplingParams, "_verify_extra_args", None)
 """vLLM's own check of a request's arguments."""
 
 
-def check_request(params: SamplingParams | PoolingParams) -> None:
-    """Raises VLLMValidationError, which the client gets as 400, where our backend serves."""
-    settings = HeadKVCpuPlatform.settings
+def check_request(settings: Settings | None, params: SamplingParams | PoolingParams) -> None:
+    """settings: those that our backend serves with; None where another one serves.
+
+    Raises VLLMValidationError, which the client gets as 400.
+    """
     if settings is None:
         return
     try:
@@ -26,7 +30,7 @@ def check_request(params: SamplingParams | PoolingParams) -> None:
         ) from None
 
 
-def check_early() -> None:
+def check_early(served: Callable[[], Settings | None]) -> None:
     """Patch: check a request's arguments as soon as vLLM reads them.
 
     Symptom: a streamed request with a bad budget is answered with 200, and with an error inside
@@ -37,11 +41,12 @@ def check_early() -> None:
     not, `Platform.validate_request` alone refuses.
     It can go when vLLM validates a request before it begins to answer.
     """
-    if _verify_extra_args is not None:
-        SamplingParams._verify_extra_args = _verify_both
+    if _verify_extra_args is None:
+        return
+    verify_stock = _verify_extra_args
 
+    def verify_both(params: SamplingParams) -> None:
+        verify_stock(params)
+        check_request(served(), params)
 
-def _verify_both(params: SamplingParams) -> None:
-    assert _verify_extra_args is not None
-    _verify_extra_args(params)
-    check_request(params)
+    SamplingParams._verify_extra_args = verify_both

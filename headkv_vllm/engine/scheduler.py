@@ -30,7 +30,8 @@ class _HeadKVMixin:
         self._settings = read_settings(vllm_config)
         (manager,) = self.kv_cache_manager.coordinator.single_type_managers  # type: ignore[attr-defined]
         self._manager: HeadKVManager = manager
-        self._admission = Admission(manager, self.max_num_scheduled_tokens)  # type: ignore[attr-defined]
+        limits = (self.max_num_scheduled_tokens, self.max_model_len)  # type: ignore[attr-defined]
+        self._admission = Admission(manager, *limits)
         manager.admission = self._num_blocks_to_admit
         table = WorkerTable.open(table_path(vllm_config))
         self._cache_stats = CacheStats(manager, read_scores(vllm_config).size, table)

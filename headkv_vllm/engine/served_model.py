@@ -13,7 +13,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from headkv_vllm.config import Settings
-from headkv_vllm.engine.platform import is_selected
+from headkv_vllm.engine.platforms.platform import is_selected
 from headkv_vllm.engine.settings import read_settings, served_scores
 from headkv_vllm.errors import SettingsError
 from headkv_vllm.scores.served import ServedScores

@@ -9,7 +9,7 @@ from vllm.config import VllmConfig
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
-from headkv_vllm.engine.platform import is_selected
+from headkv_vllm.engine.platforms.platform import is_selected
 from headkv_vllm.engine.stats_message import Reading, take_readings
 from headkv_vllm.metrics import METRICS, Metric
 

@@ -3,4 +3,6 @@
 
 No function here reads a value of the device on the host, and none has a size that depends on one:
 grids are made for the most that can be, and programs that have nothing to do end at once.
+Kernels are not compiled anew for values that change from layer to layer or from step to step: a
+request would wait for that.
 """

@@ -7,10 +7,10 @@ import torch
 
 
 class Buffers:
-    """Named int32 and int64 arrays, each as long as the longest that was ever asked for.
+    """Named int32 and int64 arrays, each as long as was asked for first.
 
     A smaller one is the beginning of it, so that steps of one size find theirs in one place. Who
-    captures graphs asks for the largest sizes first.
+    captures graphs asks for the largest sizes of those first; a longer one is the step's own.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -22,6 +22,7 @@ class Buffers:
         size = prod(shape)
         array = self._arrays.get(name)
         if array is None or len(array) < size:
-            array = self._arrays[name] = torch.empty(size, dtype=dtype, device=self._device)
+            array = torch.empty(size, dtype=dtype, device=self._device)
+            self._arrays.setdefault(name, array)
         assert array.dtype == dtype
         return array[:size].view(shape)

@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from headkv_vllm.kernels.chunks import Chunks, launch_arguments
+from headkv_vllm.kernels.chunks import Chunks, follows_compressed, launch_arguments
 from headkv_vllm.kernels.layer_inputs import LayerInputs
 from headkv_vllm.kernels.online_softmax import attend_entries, attended_plain
 from headkv_vllm.kernels.rows import (
@@ -15,9 +15,10 @@ from headkv_vllm.kernels.rows import (
     row_of,
 )
 
-QUERY_TILE = 16
-"""Tokens whose queries a program holds, times the query heads of a KV head."""
-KEY_TILE = 64
+MOST_QUERIES = 128
+"""That a program holds: tokens, times the query heads of a KV head."""
+MOST_CHANNELS = 16384
+"""Of the queries that a program holds together: a GPU's processor has no more room."""
 
 
 def attend_chunks(
@@ -26,17 +27,21 @@ def attend_chunks(
     chunks: Chunks,
     inputs: LayerInputs,
     output: torch.Tensor,
+    only_by_head: bool = False,
 ) -> None:
     """query, output: [num_tokens, num_heads, head_size], of the whole step.
 
     Writes the tokens of `chunks.requests`. Each attends what there is up to its own position: all
     positions, or of a compressed prompt what its head keeps, and what follows.
+    only_by_head: leave out tokens that attend all positions, see `prompt_tables`.
     """
     _, num_heads, head_size = query.shape
     group_size = num_heads // rows.num_kv_heads
+    head_lanes, group_lanes = triton.next_power_of_2(head_size), triton.next_power_of_2(group_size)
+    query_tile = max(1, min(MOST_QUERIES, MOST_CHANNELS // head_lanes) // group_lanes)
     grid = (
         len(chunks.requests) * rows.num_kv_heads,
-        triton.cdiv(chunks.most_new_tokens, QUERY_TILE),
+        triton.cdiv(chunks.most_new_tokens, query_tile),
     )
     _attend_chunks[grid](
         *launch_arguments(rows, chunks),
@@ -53,17 +58,18 @@ def attend_chunks(
         inputs.logits_soft_cap,
         inputs.key_scale,
         inputs.value_scale,
+        ONLY_BY_HEAD=only_by_head,
         HAS_SOFT_CAP=inputs.logits_soft_cap > 0,
         NUM_KV_HEADS=rows.num_kv_heads,
         NUM_HEADS=rows.num_heads_of_all_layers,
         GROUP_SIZE=group_size,
-        QUERY_TILE=QUERY_TILE,
-        QUERY_LANES=triton.next_power_of_2(QUERY_TILE * group_size),
+        QUERY_TILE=query_tile,
+        QUERY_LANES=max(16, query_tile * group_lanes),
         HEAD_SIZE=head_size,
-        HEAD_LANES=triton.next_power_of_2(head_size),
+        HEAD_LANES=head_lanes,
         WINDOW=rows.window,
         BLOCK_SIZE=rows.block_size,
-        KEY_TILE=KEY_TILE,
+        KEY_TILE=32 if head_lanes > 128 else 64,
     )
 
 
@@ -73,16 +79,19 @@ def attend_chunks_plain(
     chunks: Chunks,
     inputs: LayerInputs,
     output: torch.Tensor,
+    only_by_head: bool = False,
 ) -> None:
     """Plain twin of `attend_chunks`."""
     starts, ends = chunks.query_start_loc.tolist(), chunks.seq_lens.tolist()
     for request in chunks.requests.tolist():
+        if only_by_head and not follows_compressed(rows, chunks, request):
+            continue
         for token in range(starts[request], starts[request + 1]):
             end = ends[request] - (starts[request + 1] - token) + 1
             output[token] = attended_plain(query[token], rows, request, end, inputs)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer"])
 def _attend_chunks(
     rows,
     width,
@@ -102,6 +111,7 @@ def _attend_chunks(
     logits_soft_cap,
     key_scale,
     value_scale,
+    ONLY_BY_HEAD: tl.constexpr,
     HAS_SOFT_CAP: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     NUM_HEADS: tl.constexpr,
@@ -125,6 +135,8 @@ def _attend_chunks(
     row = row_of(rows, request, width)
     num_computed = tl.load(seq_lens + request) - num_new
     replaced = replaced_blocks_of(row, num_computed + 1, True, WINDOW, BLOCK_SIZE)
+    if ONLY_BY_HEAD and replaced == 0:
+        return
     own = layer * NUM_KV_HEADS + kv_head
     dealt = first + request.to(tl.int64) * (NUM_HEADS + 1) + own
     kept = kept_blocks_of(dealt, replaced, True)

@@ -61,6 +61,14 @@ def completed(rows: DeviceRows, chunks: Chunks) -> list[Completed | None]:
     return found
 
 
+def follows_compressed(rows: DeviceRows, chunks: Chunks, request: int) -> bool:
+    """Whether the request's new tokens attend what its heads keep of a prompt, by counting."""
+    row = BlockRow.parse(rows.rows[request].tolist())
+    starts = chunks.query_start_loc.tolist()
+    num_computed = int(chunks.seq_lens[request]) - (starts[request + 1] - starts[request])
+    return bool(row.compressed_blocks) and num_computed >= row.num_prompt_tokens
+
+
 @triton.jit
 def window_start_of(row, request, query_start_loc, seq_lens, WINDOW: tl.constexpr):
     """Where the window begins in the batch; -1 where no prompt is to be compressed."""

@@ -100,7 +100,7 @@ def attend_by_head_plain(
             output[token] = attended_plain(query[token], rows, request, end, inputs)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer", "num_seqs"])
 def _attend_piece(
     query,
     query_stride,

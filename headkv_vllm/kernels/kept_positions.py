@@ -53,7 +53,7 @@ def kept_positions_plain(
     return positions.to(scores.device)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer", "longest"])
 def _select(
     rows,
     width,

@@ -84,7 +84,7 @@ def position_scores_plain(
     return scores
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer", "longest"])
 def _score(
     rows,
     width,

@@ -83,7 +83,10 @@ def _tokens(
     position = tl.load(seq_lens + request) - num_new + index
     row = row_of(rows, request, width)
     column = HEADER + tl.load(row + 1) + position // BLOCK_SIZE
-    block = tl.load(row + column, mask=is_new, other=0).to(tl.int64)
+    # Rows that vLLM makes up to warm up have no header; nothing may be written by them.
+    is_there = is_new & (column < width)
+    block = tl.load(row + column, mask=is_there, other=0).to(tl.int64)
+    slot = tl.where(is_there, block * BLOCK_SIZE + position % BLOCK_SIZE, -1)
     tl.store(requests + start + index, request, mask=is_new)
     tl.store(ends + start + index, position + 1, mask=is_new)
-    tl.store(slots + start + index, block * BLOCK_SIZE + position % BLOCK_SIZE, mask=is_new)
+    tl.store(slots + start + index, slot, mask=is_new)

@@ -56,10 +56,12 @@ def store_entries_plain(
                 value[token, head].float() / inputs.value_scale,
             )
             entry = cache[block * rows.num_heads_of_all_layers + own, offset]
-            entry.copy_(torch.cat(scaled).to(cache.dtype))
+            # Numbers that are too large become the largest there is, as in GPUs' conversions.
+            limits = torch.finfo(cache.dtype)
+            entry.copy_(torch.cat(scaled).clamp(limits.min, limits.max).to(cache.dtype))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer"])
 def _store(
     key,
     value,

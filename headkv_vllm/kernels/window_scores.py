@@ -16,6 +16,8 @@ from headkv_vllm.kernels.rows import HEADER, DeviceRows
 from headkv_vllm.selection import Reduction, window_attention_plain
 
 TILE = 128
+CHANNELS = 64
+"""Of queries and keys, that are multiplied at a time."""
 
 
 def window_scores(
@@ -59,7 +61,7 @@ def window_scores(
         "GROUP_SIZE": group_size,
         "QUERY_LANES": query_lanes,
         "HEAD_SIZE": head_size,
-        "HEAD_LANES": triton.next_power_of_2(head_size),
+        "CHANNELS": min(CHANNELS, triton.next_power_of_2(head_size)),
         "WINDOW": rows.window,
         "BLOCK_SIZE": rows.block_size,
         "TILE": TILE,
@@ -110,7 +112,7 @@ def window_scores_plain(
     return scores.to(query.device)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer", "longest"])
 def _visit_keys(
     rows,
     width,
@@ -134,7 +136,7 @@ def _visit_keys(
     GROUP_SIZE: tl.constexpr,
     QUERY_LANES: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
-    HEAD_LANES: tl.constexpr,
+    CHANNELS: tl.constexpr,
     WINDOW: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
@@ -151,27 +153,30 @@ def _visit_keys(
     if (window_start < 0) | (tile * TILE >= length):
         return
     kv_head = tl.program_id(0) % NUM_KV_HEADS
-    lane, channel = tl.arange(0, QUERY_LANES), tl.arange(0, HEAD_LANES)
+    lane = tl.arange(0, QUERY_LANES)
     place_in_window, query_head = lane % WINDOW, kv_head * GROUP_SIZE + lane // WINDOW
-    is_query, is_channel = lane < GROUP_SIZE * WINDOW, channel < HEAD_SIZE
+    is_query = lane < GROUP_SIZE * WINDOW
     token = (window_start + place_in_window).to(tl.int64)
     queries = query + token * query_stride + query_head * query_head_stride
-    q = tl.load(
-        queries[:, None] + channel[None, :], mask=is_query[:, None] & is_channel[None, :], other=0.0
-    )
-
     position = tile * TILE + tl.arange(0, TILE)
     is_key = position < length
     column = HEADER + tl.load(row + 1) + position // BLOCK_SIZE
     block = tl.load(row + column, mask=is_key, other=0).to(tl.int64)
     head_block = block * NUM_HEADS + layer * NUM_KV_HEADS + kv_head
     entry = (head_block * BLOCK_SIZE + position % BLOCK_SIZE) * (2 * HEAD_SIZE)
-    k = tl.load(
-        head_blocks + entry[None, :] + channel[:, None],
-        mask=is_channel[:, None] & is_key[None, :],
-        other=0.0,
-    )
-    logits = tl.dot(q, k.to(q.dtype), input_precision="ieee") * (scale * tl.load(key_scale))
+    logits = tl.zeros((QUERY_LANES, TILE), tl.float32)
+    for begin in tl.range(0, HEAD_SIZE, CHANNELS, num_stages=1):
+        channel = begin + tl.arange(0, CHANNELS)
+        is_channel = channel < HEAD_SIZE
+        is_used = is_query[:, None] & is_channel[None, :]
+        q = tl.load(queries[:, None] + channel[None, :], mask=is_used, other=0.0)
+        k = tl.load(
+            head_blocks + entry[None, :] + channel[:, None],
+            mask=is_channel[:, None] & is_key[None, :],
+            other=0.0,
+        )
+        logits = tl.dot(q, k.to(q.dtype), logits, input_precision="ieee")
+    logits *= scale * tl.load(key_scale)
     logits = capped(logits, logits_soft_cap, HAS_SOFT_CAP)
     is_past = position[None, :] <= (length - WINDOW + place_in_window)[:, None]
     logits = tl.where(is_key[None, :] & is_past, logits, float("-inf"))
@@ -197,7 +202,7 @@ def _visit_keys(
         tl.store(total + statistics, tl.sum(visible, 1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles"])
 def _add_tiles(
     rows,
     width,

@@ -112,3 +112,10 @@ def test_answers_that_have_ended_say_how_long_the_next_will_be(start, num_tokens
     engine.add("next", PROMPT[300:500], max_tokens=FIRST_GUESS + 200)
     # The first one's answer is longer than those by now, so it is expected to go on for a block.
     assert engine.manager.admission("next", 16) <= 16 + 1
+
+
+def test_nobody_grows_beyond_the_longest_sequence(start):
+    """Each comes to 256 tokens and 8 blocks, whatever it asked for: 3 and the blocks from F on."""
+    engine = start(SETTINGS, num_blocks=1 + 8 + 13 + 3, max_model_len=256)
+    most, num_preemptions = run(engine, num_requests=2, max_tokens=3000)
+    assert (most, num_preemptions) == (2, 0)

@@ -10,10 +10,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.attention.backends import fa_utils
 
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.backends import device_metadata
 from headkv_vllm.engine.backends.device_metadata import HeadKVDeviceMetadataBuilder
+from headkv_vllm.engine.backends.flash_attn import (
+    HeadKVFlashAttentionImpl,
+    HeadKVFlashAttentionMetadataBuilder,
+)
 from headkv_vllm.engine.backends.triton_attention import HeadKVTritonImpl
 from headkv_vllm.kernels import head_attention
 
@@ -37,10 +42,16 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         yield launched
 
 
-def builder() -> HeadKVDeviceMetadataBuilder:
+def builder(
+    builder_class: Any = HeadKVDeviceMetadataBuilder,
+) -> HeadKVDeviceMetadataBuilder:
     spec = SimpleNamespace(block_size=BLOCK_SIZE, num_kv_heads=NUM_KV_HEADS)
-    config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=4))
-    made: Any = HeadKVDeviceMetadataBuilder(spec, LAYERS, config, torch.device("cpu"))
+    config = SimpleNamespace(
+        scheduler_config=SimpleNamespace(max_num_seqs=4),
+        cache_config=SimpleNamespace(num_gpu_blocks=10),
+        compilation_config=SimpleNamespace(max_cudagraph_capture_size=8),
+    )
+    made: Any = builder_class(spec, LAYERS, config, torch.device("cpu"))
     return made
 
 
@@ -49,6 +60,7 @@ def step(query_lens: list[int]) -> CommonAttentionMetadata:
     num_reqs, starts = len(query_lens), np.cumsum([0, *query_lens], dtype=np.int32)
     on_host = SimpleNamespace(numpy=lambda: starts)
     is_prefilling = SimpleNamespace(numpy=lambda: np.array(query_lens) > 1)
+    ends = SimpleNamespace(numpy=lambda: np.array(query_lens) + 50)
     integers = {"dtype": torch.int32}
     known: dict[str, Any] = {
         "query_start_loc": torch.zeros(num_reqs + 1, **integers),
@@ -59,14 +71,15 @@ def step(query_lens: list[int]) -> CommonAttentionMetadata:
         "max_query_len": max(query_lens),
         "max_seq_len": 200,
         "block_table_tensor": torch.zeros((num_reqs, 20), **integers),
-        "slot_mapping": torch.zeros(int(starts[-1]), dtype=torch.int64),
         "is_prefilling": is_prefilling,
+        "seq_lens_cpu_upper_bound": ends,
+        "slot_mapping": torch.zeros(int(starts[-1]), dtype=torch.int64),
     }
     return CommonAttentionMetadata(**known)
 
 
-def forward(metadata: Any) -> torch.Tensor:
-    impl = HeadKVTritonImpl(4, HEAD_SIZE, 0.2, NUM_KV_HEADS)
+def forward(metadata: Any, impl_class: Any = HeadKVTritonImpl) -> torch.Tensor:
+    impl = impl_class(4, HEAD_SIZE, 0.2, NUM_KV_HEADS)
     pool = torch.zeros(10, len(LAYERS), NUM_KV_HEADS, BLOCK_SIZE, 2 * HEAD_SIZE)
     layer: Any = SimpleNamespace(
         layer_name=LAYERS[1], _k_scale=torch.ones(()), _v_scale=torch.ones(())
@@ -90,8 +103,24 @@ def test_a_step_with_prompts_in_it(launches: list[str]) -> None:
     metadata = builder().build(0, step([1, 30, 1, 8]))
     assert metadata.chunks is not None and len(metadata.chunks.requests) == 2
     assert metadata.decodes is not None and len(metadata.decodes.tokens.ends) == 2
+    assert metadata.completing is not None and metadata.completing.longest == 80
     assert forward(metadata).shape == (40, 4, HEAD_SIZE)
-    assert {"_attend_chunks", "_visit_keys", "_select", "_copy"} <= set(launches)
+    assert {"_attend_chunks", "_visit_keys", "_split", "_select", "_copy"} <= set(launches)
+
+
+def test_a_step_with_prompts_that_flash_attention_reads(
+    launches: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(**arguments: Any) -> None:
+        assert arguments["block_table"].shape == (4, 200 // BLOCK_SIZE + 1)
+        launches.append("flash_attn_varlen_func")
+
+    monkeypatch.setattr(fa_utils, "flash_attn_varlen_func", read, raising=False)
+    made = builder(HeadKVFlashAttentionMetadataBuilder)
+    metadata = made.build(0, step([1, 30, 1, 8]))
+    assert forward(metadata, HeadKVFlashAttentionImpl).shape == (40, 4, HEAD_SIZE)
+    assert {"_list_blocks", "flash_attn_varlen_func", "_attend_chunks"} <= set(launches)
+    assert made.build(0, step([1, 1])).prompt_tables is None
 
 
 def test_reading_a_value_would_fail(launches: list[str]) -> None:

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from dataclasses import fields
+from functools import partial
 from importlib.metadata import entry_points
 
 import pytest
@@ -23,7 +24,8 @@ from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from headkv_vllm.engine import plugin
 from headkv_vllm.engine.backends.cpu import HeadKVCpuBackend
 from headkv_vllm.engine.kv_cache import HeadKVManager, HeadKVSpec
-from headkv_vllm.engine.platform import HeadKVCpuPlatform
+from headkv_vllm.engine.names import CPU_BACKEND_PATH, PLATFORM_PATHS
+from headkv_vllm.engine.platforms.cpu import HeadKVCpuPlatform
 from headkv_vllm.engine.scheduler import HeadKVScheduler
 from headkv_vllm.errors import UnsupportedError
 from tests.engine.bookkeeping_engine import COMMON, engine_config, write_model
@@ -116,7 +118,7 @@ assert stock is AttentionBackendEnum.CPU_ATTN
 assert config.attention_config.backend is AttentionBackendEnum["HEADKV"]
 print(AttentionBackendEnum["HEADKV"].get_path(), config.additional_config["headkv"]["budget"])
 """
-    assert run_python(code).split()[-2:] == [plugin.BACKEND_PATH, "99"]
+    assert run_python(code).split()[-2:] == [CPU_BACKEND_PATH, "99"]
 
 
 @pytest.mark.parametrize("flag", ["headkv", "HEADKV"])
@@ -128,19 +130,43 @@ def test_vllms_own_parser_takes_the_flag(flag, model):
     assert config.attention_config.backend is AttentionBackendEnum["HEADKV"]
 
 
-def test_our_platform_takes_the_place_of_vllms_on_cpu_alone(monkeypatch):
+def test_our_platform_takes_the_place_of_vllms():
     assert type(current_platform) is HeadKVCpuPlatform
-    assert plugin.platform() == plugin.PLATFORM_PATH
-    for other in (None, "vllm.platforms.zen_cpu.ZenCpuPlatform"):
-        monkeypatch.setitem(builtin_platform_plugins, "cpu", lambda other=other: other)
-        assert plugin.platform() is None
+    assert plugin.platform() == PLATFORM_PATHS["vllm.platforms.cpu.CpuPlatform"]
+
+
+def not_there():
+    raise ImportError("no such library")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "rocm"])
+def test_each_of_ours_extends_that_which_vllm_would_take(kind, monkeypatch):
+    (path,) = [path for path in PLATFORM_PATHS if f".{kind}." in path]
+    for other in builtin_platform_plugins:
+        monkeypatch.setitem(builtin_platform_plugins, other, not_there)
+    monkeypatch.setitem(builtin_platform_plugins, kind, lambda: path)
+    assert plugin.platform() == PLATFORM_PATHS[path]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"cpu": None},
+        {"cpu": "vllm.platforms.zen_cpu.ZenCpuPlatform"},
+        {"cpu": "vllm.platforms.cpu.CpuPlatform", "xpu": "vllm.platforms.xpu.XPUPlatform"},
+    ],
+)
+def test_other_platforms_are_left_alone(found, monkeypatch):
+    for name in builtin_platform_plugins:
+        monkeypatch.setitem(builtin_platform_plugins, name, partial(found.get, name))
+    assert plugin.platform() is None
 
 
 def test_the_backend_is_chosen_when_it_is_asked_for(selector_config):
     plugin.register()
     ours = AttentionBackendEnum["HEADKV"]
     chosen = HeadKVCpuPlatform.get_attn_backend_cls(ours, selector_config)
-    assert chosen == plugin.BACKEND_PATH
+    assert chosen == CPU_BACKEND_PATH
 
 
 @pytest.mark.parametrize("selected", [None, "CPU_ATTN", "FLASH_ATTN"])

@@ -61,5 +61,5 @@ def test_a_configuration_without_a_model_changes_nothing(ours):
 def test_where_vllm_has_no_such_check_the_platform_refuses_alone(ours, monkeypatch):
     monkeypatch.setattr(request_checks, "_verify_extra_args", None)
     monkeypatch.delattr(SamplingParams, "_verify_extra_args")
-    request_checks.check_early()
+    request_checks.check_early(lambda: None)
     assert not hasattr(SamplingParams, "_verify_extra_args")

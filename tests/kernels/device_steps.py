@@ -7,8 +7,10 @@ import numpy as np
 import torch
 
 from headkv_vllm.block_row import BlockRow, num_compressed_blocks
+from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.kernels.buffers import Buffers
 from headkv_vllm.kernels.chunks import Chunks
+from headkv_vllm.kernels.decided import Decided
 from headkv_vllm.kernels.layer_inputs import LayerInputs
 from headkv_vllm.kernels.rows import DeviceRows, DeviceTokens
 from headkv_vllm.kernels.step_tokens import step_tokens_plain
@@ -28,6 +30,13 @@ def device_rows(step: Step) -> DeviceRows:
     table = step.block_table.to(DEVICE)
     sizes = (num_layers, num_kv_heads, step.block_size, step.window)
     return DeviceRows(table, first.to(DEVICE), *sizes)
+
+
+def nothing_decided(num_heads: int) -> Decided:
+    """num_heads: of all layers. Where a prompt has not written, counts are no counts."""
+    adaptive = [int(policy.adaptive) for policy in POLICIES.values()]
+    counts = torch.full((NUM_BLOCKS, num_heads), -99, dtype=torch.int32, device=DEVICE)
+    return Decided(torch.tensor(adaptive, dtype=torch.int32, device=DEVICE), counts)
 
 
 def device_tokens(step: Step, padding: int = 0) -> DeviceTokens:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -46,6 +47,22 @@ def test_attention_as_the_plain_twin(step, group_size, head_size, soft_cap, data
         attended(f, query, rows, chunks, inputs) for f in (attend_chunks, attend_chunks_plain)
     )
     torch.testing.assert_close(made, plain, rtol=1e-4, atol=1e-5)
+
+
+@FEW
+@given(some_steps)
+def test_only_by_head(step):
+    """What attends all positions is left to another kernel."""
+    rows, chunks = device_rows(step), chunks_of(step)
+    inputs = layer_inputs(step, 0, 16, torch.float32)
+    query = some_queries(len(step.tokens), rows.num_kv_heads, 16)
+    made, plain = (
+        attended(partial(f, only_by_head=True), query, rows, chunks, inputs)
+        for f in (attend_chunks, attend_chunks_plain)
+    )
+    torch.testing.assert_close(made, plain, rtol=1e-4, atol=1e-5)
+    by_head = [step.is_by_head(*token) for token in step.tokens]
+    assert (made != 7.0).flatten(1).any(1).tolist() == by_head
 
 
 def test_only_the_prompts_that_are_named_are_written():

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is read off rows on the device: as its plain twins have it, and as the CPU backend does."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,14 @@ from headkv_vllm.block_row import slot_mapping
 from headkv_vllm.budgets.allotment import integer_weights
 from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.config import Settings
-from headkv_vllm.kernels.allotment import HeadWeights, first_head_blocks, first_head_blocks_plain
+from headkv_vllm.kernels.allotment import (
+    HeadWeights,
+    Sizes,
+    first_head_blocks,
+    first_head_blocks_plain,
+)
 from headkv_vllm.kernels.buffers import Buffers
+from headkv_vllm.kernels.prompt_tables import prompt_tables, prompt_tables_plain
 from headkv_vllm.kernels.rows import (
     DeviceRows,
     DeviceTokens,
@@ -21,13 +29,25 @@ from headkv_vllm.kernels.rows import (
 )
 from headkv_vllm.kernels.step_tokens import step_tokens, step_tokens_plain
 from headkv_vllm.kernels.work_list import PIECE, work_list, work_list_plain
-from tests.kernels.device_steps import DEVICE, device_rows, device_tokens, token_arguments
-from tests.steps import STATIC, steps
+from tests.kernels.device_steps import (
+    DEVICE,
+    chunks_of,
+    device_rows,
+    device_tokens,
+    nothing_decided,
+    token_arguments,
+)
+from tests.steps import ADAPTIVE, steps
 
 pytest.importorskip("triton")
 FEW = settings(max_examples=40)
 BUFFERS = Buffers(DEVICE)
 """Of all tests: none may count on what it finds in them."""
+
+
+def integers(*values):
+    """As int32 on the device."""
+    return [torch.tensor(each, dtype=torch.int32, device=DEVICE) for each in values]
 
 
 def weights_of(scores: np.ndarray, window: int) -> HeadWeights:
@@ -41,11 +61,38 @@ class TestAllotment:
     @FEW
     @given(steps())
     def test_as_the_plain_twin_and_the_cpu_backend(self, step):
-        weights = weights_of(step.scores, step.window)
-        arguments = (step.block_table.to(DEVICE), weights, step.window, step.block_size, 1, BUFFERS)
+        first = self.dealt(step, nothing_decided(step.scores.size))
+        assert torch.equal(first.cpu(), device_rows(step).first.cpu())
+
+    @FEW
+    @given(steps(kinds=("prefill", "last"), policies=ADAPTIVE))
+    def test_a_prompt_that_has_yet_to_decide_spreads_what_each_layer_has(self, step):
+        first = self.dealt(step, nothing_decided(step.scores.size))
+        assert torch.equal(first.cpu(), device_rows(step).first.cpu())
+
+    @FEW
+    @given(steps(kinds=("decode", "drafts"), policies=list(POLICIES)))
+    def test_a_prompt_that_has_decided_has_what_it_wrote(self, step):
+        decided = nothing_decided(step.scores.size)
+        for number, row in enumerate(step.rows):
+            if row.compressed_blocks:
+                counts = torch.arange(step.scores.size) + number
+                decided.counts[row.compressed_blocks[0]] = counts.int().to(DEVICE)
+        first = self.dealt(step, decided).cpu()
+        for number, row in enumerate(step.rows):
+            if row.compressed_blocks and POLICIES[step.policy(number)].adaptive:
+                assert first[number].diff().tolist() == [
+                    number + head for head in range(step.scores.size)
+                ]
+
+    def dealt(self, step, decided):
+        sizes = Sizes(step.scores.shape[1], step.window, step.block_size, 1)
+        locations = (step.query_start_loc.to(DEVICE), step.seq_lens.to(DEVICE))
+        weights, rows = weights_of(step.scores, step.window), step.block_table.to(DEVICE)
+        arguments = (rows, *locations, weights, decided, sizes, BUFFERS)
         first = first_head_blocks(*arguments)
         assert torch.equal(first, first_head_blocks_plain(*arguments))
-        assert torch.equal(first.cpu(), device_rows(step).first.cpu())
+        return first
 
     @FEW
     @given(st.data())
@@ -58,25 +105,46 @@ class TestAllotment:
         most = data.draw(st.integers(2, 3000))
         num_blocks = data.draw(st.integers(1, most - 1))
         fewest = data.draw(st.integers(1, num_blocks))
-        rows = torch.tensor([[most * 16 + 8, num_blocks, 0]], dtype=torch.int32, device=DEVICE)
-        weights = HeadWeights.of(shares[None], DEVICE)
-        first = first_head_blocks(rows, weights, 8, 16, fewest, BUFFERS)
-        plain = first_head_blocks_plain(rows, weights, 8, 16, fewest, BUFFERS)
-        assert torch.equal(first, plain)
+        row = [most * 16 + 8, num_blocks, 0, 5]
+        rows, starts, ends = integers([row], [0, 1], [most * 16 + 9])
+        weights, sizes = HeadWeights.of(shares[None], DEVICE), Sizes(1, 8, 16, fewest)
+        arguments = (rows, starts, ends, weights, nothing_decided(num_heads), sizes, BUFFERS)
+        first = first_head_blocks(*arguments)
+        assert torch.equal(first, first_head_blocks_plain(*arguments))
         assert int(first[0, -1]) == num_blocks * num_heads
 
     def test_every_policy_shares_in_proportion_to_what_there_is(self):
         """So that one table of weights does for all prompts."""
         scores = np.random.default_rng(0).random((4, 8)) ** 4
         asked = Settings(budget=1024)
-        for policy in map(POLICIES.get, STATIC):
+        for policy in POLICIES.values():
             few, many = (policy.shares(scores, k, 9000, asked).ravel() for k in (1, 8191))
             assert np.array_equal(integer_weights(few), integer_weights(many))
 
     def test_rows_that_fill_a_batch_up_have_nothing(self):
-        rows = torch.zeros((2, 9), dtype=torch.int32, device=DEVICE)
-        weights = weights_of(np.ones((2, 3)), 8)
-        assert not first_head_blocks(rows, weights, 8, 16, 1, BUFFERS).any()
+        rows, starts, ends = integers([[0] * 9] * 2, [0, 0, 0], [0, 0])
+        weights, sizes = weights_of(np.ones((2, 3)), 8), Sizes(3, 8, 16, 1)
+        step = (rows, starts, ends, weights, nothing_decided(6), sizes, BUFFERS)
+        assert not first_head_blocks(*step).any()
+
+
+class TestPromptTables:
+    @FEW
+    @given(steps(kinds=("prefill", "last", "resumed", "drafts")), st.integers(0, 20), st.data())
+    def test_as_the_plain_twin(self, step, more_tokens, data):
+        chunks = chunks_of(step, more_tokens)
+        named = data.draw(st.sets(st.sampled_from(range(len(step.rows))), min_size=1))
+        chunks = replace(chunks, requests=chunks.requests[sorted(named)])
+        made = prompt_tables(device_rows(step), chunks)
+        plain = prompt_tables_plain(device_rows(step), chunks)
+        assert torch.equal(made.seq_lens, plain.seq_lens)
+        assert torch.equal(made.block_table, plain.block_table)
+        for request, row in enumerate(step.rows):
+            by_head = step.is_by_head(request, step.starts[request])
+            is_read = request in named and not by_head
+            assert int(made.seq_lens[request]) == (step.ends[request] if is_read else 1)
+            if is_read:
+                assert made.block_table[request, : len(row.blocks)].tolist() == list(row.blocks)
 
 
 class TestTokens:
@@ -95,8 +163,7 @@ class TestTokens:
         assert (slots[len(expected) :] == -1).all() and not tokens.ends[len(expected) :].any()
 
     def test_a_chunk_longer_than_a_program_takes(self):
-        values = ([[700, 0, 0, *range(5, 50)]], [0, 600], [650])
-        rows, starts, ends = (torch.tensor(v, dtype=torch.int32, device=DEVICE) for v in values)
+        rows, starts, ends = integers([[700, 0, 0, *range(5, 50)]], [0, 600], [650])
         tokens, slots = step_tokens(rows, starts, ends, 600, 600, 16, BUFFERS)
         assert tokens.ends.tolist() == list(range(51, 651))
         assert slots.tolist() == [80 + position for position in range(50, 650)]
@@ -151,4 +218,12 @@ def test_steps_of_one_size_find_theirs_in_one_place():
     large, small = buffers.take("some", 4, 5), buffers.take("some", 2, 3)
     assert small.data_ptr() == large.data_ptr() == buffers.take("some", 4, 5).data_ptr()
     assert buffers.take("others", 4, 5).data_ptr() != large.data_ptr()
-    assert buffers.take("some", 5, 5).shape == (5, 5)
+
+
+def test_a_step_longer_than_what_was_reserved_moves_nothing():
+    """For a graph goes on reading where it was captured."""
+    buffers = Buffers(DEVICE)
+    reserved = buffers.take("some", 4, 5)
+    longer = buffers.take("some", 5, 5)
+    assert longer.shape == (5, 5) and longer.data_ptr() != reserved.data_ptr()
+    assert buffers.take("some", 4, 5).data_ptr() == reserved.data_ptr()

@@ -50,5 +50,10 @@ class HeadKVBackendMixin:
         return False
 
     @classmethod
+    def supports_device_cpu_query_lens_mismatch(cls) -> bool:
+        """Steps are planned by how many tokens the host says that each request computes."""
+        return False
+
+    @classmethod
     def supports_kv_connector(cls) -> bool:
         return False

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The backend on vLLM's CPU attention kernels: what it supports, and its parts."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 from headkv_vllm.engine.backends.backend import HeadKVBackendMixin
 from headkv_vllm.engine.backends.cpu_attention import HeadKVCpuImpl
 from headkv_vllm.engine.backends.cpu_metadata import HeadKVCpuMetadataBuilder
-from headkv_vllm.engine.names import DEFAULT_BLOCK_SIZE
+from headkv_vllm.engine.names import CPU_BLOCK_SIZE
 
 
 class HeadKVCpuBackend(HeadKVBackendMixin, CPUAttentionBackend):
@@ -19,12 +19,7 @@ class HeadKVCpuBackend(HeadKVBackendMixin, CPUAttentionBackend):
     @classmethod
     def get_preferred_block_size(cls, default_block_size: int) -> int:
         """vLLM 0.33 asks for it where the user has set none; 0.32's platform is told by ours."""
-        return DEFAULT_BLOCK_SIZE
-
-    @classmethod
-    def supports_combination(cls, *args: Any, **kwargs: Any) -> str | None:
-        """Asked by the GPU platforms only, which this backend does not run on."""
-        return "HEADKV runs on vLLM's CPU platform only"
+        return CPU_BLOCK_SIZE
 
     @staticmethod
     def get_impl_cls() -> type["HeadKVCpuImpl"]:

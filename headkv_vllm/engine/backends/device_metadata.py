@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One step as the kernels want it, made on the device from rows that the host never reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,13 @@ from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.settings import read_settings
 from headkv_vllm.engine.worker_heads import worker_scores
-from headkv_vllm.errors import UnsupportedError
-from headkv_vllm.kernels.allotment import HeadWeights, first_head_blocks
+from headkv_vllm.kernels.allotment import HeadWeights, Sizes, first_head_blocks
 from headkv_vllm.kernels.buffers import Buffers
 from headkv_vllm.kernels.chunks import Chunks
+from headkv_vllm.kernels.decided import Decided
+from headkv_vllm.kernels.layer_inputs import LayerInputs
 from headkv_vllm.kernels.position_scores import Wanted
+from headkv_vllm.kernels.prompt_tables import PromptTables
 from headkv_vllm.kernels.rows import DeviceRows, DeviceTokens
 from headkv_vllm.kernels.step_tokens import step_tokens
 from headkv_vllm.kernels.work_list import WorkList, num_programs_of, work_list
@@ -44,14 +46,23 @@ class Decodes:
 
 @dataclass(frozen=True)
 class HeadKVDeviceMetadata:
-    """One step. layers: index of each layer by name. slots: [num_tokens] int64."""
+    """One step. layers: index of each layer by name. slots: [num_tokens] int64.
+
+    completing: those of `chunks` that may complete prompts.
+    inputs: what each layer has made of its view of the cache, by name; as long as the builder is.
+    prompt_tables: of the requests in `chunks`, where another kernel than ours reads prompts.
+    """
 
     layers: dict[str, int]
     rows: DeviceRows
     slots: torch.Tensor
     chunks: Chunks | None
+    completing: Chunks | None
     decodes: Decodes | None
     wanted: Wanted
+    decided: Decided
+    inputs: dict[str, LayerInputs]
+    prompt_tables: PromptTables | None = None
 
 
 class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]):
@@ -72,18 +83,23 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
         device: torch.device,
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self._spec, self._settings = kv_cache_spec, read_settings(vllm_config)
-        _check_policy(self._settings)
+        settings, num_kv_heads = read_settings(vllm_config), kv_cache_spec.num_kv_heads
         self._layers = {name: index for index, name in enumerate(layer_names)}
-        scores = worker_scores(vllm_config, layer_names, kv_cache_spec.num_kv_heads)
-        self._weights = _weights(scores, self._settings, device)
-        recent = [policy.positions == "recency" for policy in POLICIES.values()]
-        self._wanted = Wanted(
-            self._settings, torch.tensor(recent, dtype=torch.int32, device=device)
+        scores = worker_scores(vllm_config, layer_names, num_kv_heads)
+        self._weights = _weights(scores, settings, device)
+        self._sizes = Sizes(
+            num_kv_heads, settings.window, kv_cache_spec.block_size, settings.min_blocks
         )
+        self._wanted = Wanted(settings, _by_policy("recency", device))
+        # Where vLLM measures what graphs take, rows are all zero and there is no such number yet.
+        num_blocks = vllm_config.cache_config.num_gpu_blocks or 1
+        counts = torch.zeros((num_blocks, scores.size), dtype=torch.int32, device=device)
+        self._decided = Decided(_by_policy("adaptive", device), counts)
         self._num_programs = num_programs_of(device)
         self._buffers = Buffers(device)
-        self._reserve(vllm_config.scheduler_config.max_num_seqs)
+        self._inputs: dict[str, LayerInputs] = {}
+        graphs = vllm_config.compilation_config.max_cudagraph_capture_size or 0
+        self._reserve(max(vllm_config.scheduler_config.max_num_seqs, graphs))
 
     def build(
         self,
@@ -93,41 +109,52 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
     ) -> HeadKVDeviceMetadata:
         """Plan the step that `common_attn_metadata` describes."""
         common, num_reqs = common_attn_metadata, common_attn_metadata.num_reqs
-        rows = self._rows(common.block_table_tensor[:num_reqs])
+        query_start_loc = common.query_start_loc[: num_reqs + 1]
+        seq_lens = common.seq_lens[:num_reqs]
+        rows = self._rows(common.block_table_tensor[:num_reqs], query_start_loc, seq_lens)
         tokens, slots = step_tokens(
             rows.rows,
-            common.query_start_loc[: num_reqs + 1],
-            common.seq_lens[:num_reqs],
+            query_start_loc,
+            seq_lens,
             common.num_actual_tokens,
             common.max_query_len,
             rows.block_size,
             self._buffers,
         )
-        is_chunk = _is_chunk(common)
+        query_lens = np.diff(common.query_start_loc_cpu.numpy()[: num_reqs + 1])
+        # A single token is a decode, whatever its request is at, for the step that completes a
+        # prompt computes its window. So a graph of decodes fits every step of single tokens.
+        is_chunk = query_lens > 1
         return HeadKVDeviceMetadata(
             self._layers,
             rows,
             slots,
             self._chunks(common, is_chunk),
+            self._completing(common, query_lens),
             self._decodes(common, is_chunk, rows, tokens),
             self._wanted,
+            self._decided,
+            self._inputs,
         )
 
-    def _reserve(self, max_num_seqs: int) -> None:
+    def _reserve(self, num_tokens: int) -> None:
         """Plan the largest step that graphs are captured of, so that what they read never moves."""
-        nothing = torch.zeros(max_num_seqs + 1, dtype=torch.int32, device=self.device)
-        rows = self._rows(nothing[:-1, None].expand(-1, HEADER_SIZE).contiguous())
+        nothing = torch.zeros(num_tokens + 1, dtype=torch.int32, device=self.device)
+        table = nothing[:-1, None].expand(-1, HEADER_SIZE).contiguous()
+        rows = self._rows(table, nothing, nothing[:-1])
         tokens, _ = step_tokens(
-            *(rows.rows, nothing, nothing[:-1], max_num_seqs, 1, rows.block_size), self._buffers
+            *(table, nothing, nothing[:-1], num_tokens, 1, rows.block_size), self._buffers
         )
         work_list(rows, tokens, self._num_programs, self._buffers)
 
-    def _rows(self, table: torch.Tensor) -> DeviceRows:
-        settings, block_size = self._settings, self._spec.block_size
-        arguments = (settings.window, block_size, settings.min_blocks, self._buffers)
-        first = first_head_blocks(table, self._weights, *arguments)
-        sizes = (len(self._layers), self._spec.num_kv_heads, block_size, settings.window)
-        return DeviceRows(table, first, *sizes)
+    def _rows(
+        self, table: torch.Tensor, query_start_loc: torch.Tensor, seq_lens: torch.Tensor
+    ) -> DeviceRows:
+        sizes, step = self._sizes, (table, query_start_loc, seq_lens)
+        first = first_head_blocks(*step, self._weights, self._decided, sizes, self._buffers)
+        return DeviceRows(
+            table, first, len(self._layers), sizes.num_kv_heads, sizes.block_size, sizes.window
+        )
 
     def _chunks(
         self, common: CommonAttentionMetadata, is_chunk: npt.NDArray[np.bool_]
@@ -138,6 +165,22 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
         locations = (common.query_start_loc[: len(is_chunk) + 1], common.seq_lens[: len(is_chunk)])
         on_device = self._on_device(requests.astype(np.int32))
         return Chunks(on_device, *locations, common.max_seq_len, common.max_query_len)
+
+    def _completing(
+        self, common: CommonAttentionMetadata, query_lens: npt.NDArray[np.integer]
+    ) -> Chunks | None:
+        """No prompt is completed by fewer tokens than its window: the scheduler sees to that.
+
+        Only for these is there any memory to be had for scores of positions.
+        """
+        may_complete = query_lens >= self._sizes.window
+        if common.is_prefilling is not None:  # there is none in steps that vLLM makes up
+            may_complete &= common.is_prefilling.numpy()[: len(query_lens)]
+        chunks = self._chunks(common, may_complete)
+        if chunks is None or common.seq_lens_cpu_upper_bound is None:
+            return chunks
+        ends = common.seq_lens_cpu_upper_bound.numpy()[: len(query_lens)]
+        return replace(chunks, longest=int(ends[may_complete].max()))
 
     def _decodes(
         self,
@@ -159,23 +202,13 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
         return torch.from_numpy(values).to(self.device, non_blocking=True)
 
 
-def _is_chunk(common: CommonAttentionMetadata) -> npt.NDArray[np.bool_]:
-    """Whether each request computes several tokens, or its prompt's: [num_reqs], on the host."""
-    num_reqs = common.num_reqs
-    starts = common.query_start_loc_cpu.numpy()[: num_reqs + 1]
-    is_chunk: npt.NDArray[np.bool_] = np.diff(starts) > 1
-    if common.is_prefilling is not None:  # there is none where vLLM makes up a step to capture it
-        is_chunk |= common.is_prefilling.numpy()[:num_reqs]
-    return is_chunk
-
-
-def _check_policy(settings: Settings) -> None:
-    if POLICIES[settings.policy].adaptive:
-        static = ", ".join(name for name, policy in POLICIES.items() if not policy.adaptive)
-        raise UnsupportedError(
-            f"--attention-backend headkv does not support policy={settings.policy!r} on this "
-            f"platform: allowed are {static}"
-        )
+def _by_policy(quality: str, device: torch.device) -> torch.Tensor:
+    """Which policies keep positions by "recency", or are "adaptive": [num_policies] int32."""
+    has = [
+        policy.adaptive if quality == "adaptive" else policy.positions == quality
+        for policy in POLICIES.values()
+    ]
+    return torch.tensor(has, dtype=torch.int32, device=device)
 
 
 def _weights(

@@ -4,11 +4,14 @@
 from typing import ClassVar
 
 import torch
+from vllm.platforms.interface import DeviceCapability
+from vllm.utils.torch_utils import is_quantized_kv_cache
 from vllm.v1.attention.backend import AttentionBackend
 
 from headkv_vllm.engine.backends.backend import HeadKVBackendMixin
 from headkv_vllm.engine.backends.device_metadata import HeadKVDeviceMetadataBuilder
 from headkv_vllm.engine.backends.triton_attention import HeadKVTritonImpl
+from headkv_vllm.engine.names import GPU_BLOCK_SIZE
 
 
 class HeadKVTritonBackend(HeadKVBackendMixin, AttentionBackend):
@@ -19,11 +22,41 @@ class HeadKVTritonBackend(HeadKVBackendMixin, AttentionBackend):
         torch.bfloat16,
         torch.float32,
     ]
-    supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16"]
+    supported_kv_cache_dtypes: ClassVar[list[str]] = [
+        "auto",
+        "float16",
+        "bfloat16",
+        "fp8",
+        "fp8_e4m3",
+    ]
+
+    @classmethod
+    def get_preferred_block_size(cls, default_block_size: int) -> int:
+        """vLLM 0.33 asks for it where the user has set none; 0.32's platform is told by ours."""
+        return GPU_BLOCK_SIZE
 
     @classmethod
     def supports_head_size(cls, head_size: int) -> bool:
         return head_size >= 16
+
+    @classmethod
+    def supports_combination(
+        cls,
+        head_size: int,
+        dtype: torch.dtype,
+        kv_cache_dtype: str | None,
+        block_size: int | None,
+        use_mla: bool,
+        has_sink: bool,
+        use_sparse: bool,
+        use_mm_prefix: bool,
+        device_capability: DeviceCapability,
+    ) -> str | None:
+        """Triton turns numbers into e4m3, and back, from this capability on."""
+        is_fp8 = kv_cache_dtype is not None and is_quantized_kv_cache(kv_cache_dtype)
+        if is_fp8 and device_capability < DeviceCapability(8, 9):
+            return "an fp8 KV cache needs a compute capability of at least 8.9"
+        return None
 
     @staticmethod
     def get_impl_cls() -> type[HeadKVTritonImpl]:

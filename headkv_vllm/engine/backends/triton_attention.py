@@ -4,6 +4,8 @@
 from typing import Any
 
 import torch
+from vllm.platforms import current_platform
+from vllm.utils.torch_utils import is_quantized_kv_cache
 from vllm.v1.attention.backend import AttentionImpl, AttentionLayer
 
 from headkv_vllm.engine.backends.device_metadata import Decodes, HeadKVDeviceMetadata
@@ -15,6 +17,7 @@ from headkv_vllm.kernels.head_attention import attend_by_head
 from headkv_vllm.kernels.kept_entries import copy_entries
 from headkv_vllm.kernels.kept_positions import kept_positions
 from headkv_vllm.kernels.layer_inputs import LayerInputs
+from headkv_vllm.kernels.layer_split import split_layers
 from headkv_vllm.kernels.position_scores import position_scores
 from headkv_vllm.kernels.stored_entries import store_entries
 from headkv_vllm.kernels.window_scores import window_scores
@@ -41,7 +44,6 @@ class HeadKVTritonImpl(AttentionImpl[HeadKVDeviceMetadata]):
         self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
         self.scale, self.kv_cache_dtype = float(scale), kv_cache_dtype
         self._logits_soft_cap = float(logits_soft_cap or 0.0)
-        self._kv_cache: torch.Tensor | None = None
         check_features(
             alibi_slopes is not None,
             sliding_window is not None,
@@ -68,26 +70,42 @@ class HeadKVTritonImpl(AttentionImpl[HeadKVDeviceMetadata]):
         """
         if attn_metadata is None:  # a profiling run
             return output.zero_()
-        inputs = self._layer_inputs(layer, kv_cache, attn_metadata)
+        inputs = attn_metadata.inputs.get(layer.layer_name)
+        if inputs is None:
+            inputs = self._layer_inputs(layer, kv_cache, attn_metadata)
         num_tokens, rows = len(attn_metadata.slots), attn_metadata.rows
         store_entries(key[:num_tokens], value[:num_tokens], attn_metadata.slots, rows, inputs)
         if attn_metadata.chunks is not None:
-            attend_chunks(query, rows, attn_metadata.chunks, inputs, output)
-            _compress(query, attn_metadata.chunks, inputs, attn_metadata)
+            self._attend_chunks(query, kv_cache, inputs, attn_metadata, output)
+        if attn_metadata.completing is not None:
+            _compress(query, attn_metadata.completing, inputs, attn_metadata)
         if attn_metadata.decodes is not None:
             _decode(query[:num_tokens], attn_metadata.decodes, inputs, attn_metadata, output)
         return output
 
+    def _attend_chunks(
+        self,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        inputs: LayerInputs,
+        attn_metadata: HeadKVDeviceMetadata,
+        output: torch.Tensor,
+    ) -> None:
+        assert attn_metadata.chunks is not None
+        attend_chunks(query, attn_metadata.rows, attn_metadata.chunks, inputs, output)
+
     def _layer_inputs(
         self, layer: AttentionLayer, kv_cache: torch.Tensor, attn_metadata: HeadKVDeviceMetadata
     ) -> LayerInputs:
-        if self._kv_cache is not kv_cache:
-            index = attn_metadata.layers[layer.layer_name]
-            flat = flat_head_blocks(kv_cache, index, len(attn_metadata.layers))[:, 0]
-            scales = (layer._k_scale.view(1), layer._v_scale.view(1))
-            self._inputs = LayerInputs(index, flat, self.scale, self._logits_soft_cap, *scales)
-            self._kv_cache = kv_cache
-        return self._inputs
+        """Made once, and kept where it ends with the cache: vLLM makes one to measure graphs."""
+        index = attn_metadata.layers[layer.layer_name]
+        flat = flat_head_blocks(kv_cache, index, len(attn_metadata.layers))[:, 0]
+        if is_quantized_kv_cache(self.kv_cache_dtype):
+            flat = flat.view(current_platform.fp8_dtype())
+        scales = (layer._k_scale.view(1), layer._v_scale.view(1))
+        inputs = LayerInputs(index, flat, self.scale, self._logits_soft_cap, *scales)
+        attn_metadata.inputs[layer.layer_name] = inputs
+        return inputs
 
 
 def _compress(
@@ -99,6 +117,8 @@ def _compress(
     rows, wanted = attn_metadata.rows, attn_metadata.wanted
     attention = window_scores(query, rows, chunks, inputs, wanted.settings.query_reduction)
     scores = position_scores(attention, rows, chunks, inputs, wanted)
+    min_blocks = wanted.settings.min_blocks
+    split_layers(scores, rows, chunks, inputs.layer, attn_metadata.decided, min_blocks)
     copy_entries(kept_positions(scores, rows, chunks, inputs.layer), rows, chunks, inputs)
 
 

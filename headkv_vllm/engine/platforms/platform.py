@@ -1,43 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's CPU platform, which honours `--attention-backend headkv`. Otherwise it changes nothing."""
+"""What our platforms do when `--attention-backend headkv` is given. Else they change nothing."""
 
 import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vllm.platforms.cpu import CpuPlatform
+from vllm.platforms.interface import Platform
 
 from headkv_vllm.config import Settings
-from headkv_vllm.engine.names import (
-    ASYNC_SCHEDULER_PATH,
-    BACKEND_NAME,
-    BACKEND_PATH,
-    DEFAULT_BLOCK_SIZE,
-    SCHEDULER_PATH,
-)
+from headkv_vllm.engine.logger import logger
+from headkv_vllm.engine.names import ASYNC_SCHEDULER_PATH, BACKEND_NAME, SCHEDULER_PATH
 from headkv_vllm.errors import HeadKVError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
-class HeadKVCpuPlatform(CpuPlatform):
-    """Stock vLLM's CPU platform with our backend, KV-cache spec and scheduler when asked for.
+class HeadKVPlatform(Platform):
+    """Goes in front of a platform of vLLM's: our backend, KV-cache spec and scheduler on it.
 
+    headkv_backend: the path of the backend that the flag stands for.
+    headkv_block_size: where the user has set none.
+    headkv_cache_dtypes: of `--kv-cache-dtype`, besides the model's own.
+    headkv_min_window: the smallest `window` that the backend can serve.
+    headkv_caution: a warning to those who serve on it, or None.
     settings: those that the last engine configured in this process serves with; None when that
         has another backend.
     """
 
+    headkv_backend: ClassVar[str]
+    headkv_block_size: ClassVar[int]
+    headkv_cache_dtypes: ClassVar[tuple[str, ...]] = ()
+    headkv_min_window: ClassVar[int] = 1
+    headkv_caution: ClassVar[str | None] = None
     settings: ClassVar[Settings | None] = None
-
-    @classmethod
-    def get_attn_backend_cls(
-        cls, selected_backend: Any, attn_selector_config: Any, num_heads: int | None = None
-    ) -> str:
-        """Stock vLLM takes no backend but its own on CPU, and ignores the flag."""
-        if getattr(selected_backend, "name", None) == BACKEND_NAME:
-            return BACKEND_PATH
-        return super().get_attn_backend_cls(selected_backend, attn_selector_config, num_heads)
 
     @classmethod
     def register_custom_kv_cache_specs(cls, vllm_config: "VllmConfig") -> None:
@@ -65,7 +61,7 @@ class HeadKVCpuPlatform(CpuPlatform):
                 cls.settings = None
             return
         try:
-            cls.settings = _prepare(vllm_config) or cls.settings
+            cls.settings = cls._prepare(vllm_config) or cls.settings
         except HeadKVError:
             _report_in_one_line()
             raise
@@ -76,37 +72,44 @@ class HeadKVCpuPlatform(CpuPlatform):
         from headkv_vllm.engine.request_checks import check_request
 
         super().validate_request(processed_inputs, params)
-        check_request(params)
+        check_request(cls.settings, params)
+
+    @classmethod
+    def _prepare(cls, vllm_config: "VllmConfig") -> Settings | None:
+        """The settings to serve with; None for a configuration that is only a part of one."""
+        from headkv_vllm.engine.compatibility import check_supported
+        from headkv_vllm.engine.request_checks import check_early
+        from headkv_vllm.engine.settings import read_settings, resolve_scores
+
+        model_config, cache_config = vllm_config.model_config, vllm_config.cache_config
+        if not cache_config.user_specified_block_size:
+            cache_config.block_size = cls.headkv_block_size
+        # Models made of several have vLLM check a copy of this configuration for each part; the
+        # whole has been checked by then, and a part by itself may look like what we refuse.
+        if model_config is None or model_config.is_submodel_config:
+            return None
+        settings = read_settings(vllm_config)
+        check_supported(vllm_config, settings, cls.headkv_cache_dtypes, cls.headkv_min_window)
+        if cls.headkv_caution:
+            logger.warning("HeadKV: %s", cls.headkv_caution)
+        resolve_scores(vllm_config, settings)
+        scheduler_config = vllm_config.scheduler_config
+        is_async = scheduler_config.async_scheduling
+        scheduler_config.scheduler_cls = ASYNC_SCHEDULER_PATH if is_async else SCHEDULER_PATH
+        check_early(lambda: cls.settings)
+        return settings
 
 
 def is_selected(vllm_config: "VllmConfig") -> bool:
     """Whether the user asked for our backend, for all layers or for some."""
     attention_config = vllm_config.attention_config
     chosen = (attention_config.backend, *attention_config.backend_per_kind.values())
-    return any(getattr(backend, "name", None) == BACKEND_NAME for backend in chosen)
+    return any(is_ours(backend) for backend in chosen)
 
 
-def _prepare(vllm_config: "VllmConfig") -> Settings | None:
-    """The settings to serve with; None for a configuration that is only a part of one."""
-    from headkv_vllm.engine.compatibility import check_supported
-    from headkv_vllm.engine.request_checks import check_early
-    from headkv_vllm.engine.settings import read_settings, resolve_scores
-
-    model_config, cache_config = vllm_config.model_config, vllm_config.cache_config
-    if not cache_config.user_specified_block_size:
-        cache_config.block_size = DEFAULT_BLOCK_SIZE
-    # Models made of several have vLLM check a copy of this configuration for each part; the
-    # whole has been checked by then, and a part by itself may look like what we refuse.
-    if model_config is None or model_config.is_submodel_config:
-        return None
-    settings = read_settings(vllm_config)
-    check_supported(vllm_config, settings)
-    resolve_scores(vllm_config, settings)
-    scheduler_config = vllm_config.scheduler_config
-    is_async = scheduler_config.async_scheduling
-    scheduler_config.scheduler_cls = ASYNC_SCHEDULER_PATH if is_async else SCHEDULER_PATH
-    check_early()
-    return settings
+def is_ours(backend: Any) -> bool:
+    """Whether one of the values of vLLM's flag, or None, is ours."""
+    return getattr(backend, "name", None) == BACKEND_NAME
 
 
 def _report_in_one_line() -> None:

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's CPU platform, which honours `--attention-backend headkv`."""
+
+from typing import Any
+
+from vllm.platforms.cpu import CpuPlatform
+
+from headkv_vllm.engine.names import CPU_BACKEND_PATH, CPU_BLOCK_SIZE
+from headkv_vllm.engine.platforms.platform import HeadKVPlatform, is_ours
+
+
+class HeadKVCpuPlatform(HeadKVPlatform, CpuPlatform):
+    """On vLLM's CPU attention kernels."""
+
+    headkv_backend = CPU_BACKEND_PATH
+    headkv_block_size = CPU_BLOCK_SIZE
+
+    @classmethod
+    def get_attn_backend_cls(
+        cls, selected_backend: Any, attn_selector_config: Any, num_heads: int | None = None
+    ) -> str:
+        """Stock vLLM takes no backend but its own on CPU, and ignores the flag."""
+        if is_ours(selected_backend):
+            return cls.headkv_backend
+        return super().get_attn_backend_cls(selected_backend, attn_selector_config, num_heads)

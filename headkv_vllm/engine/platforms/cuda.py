@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's platform of NVIDIA's GPUs, with our backends for `--attention-backend headkv`."""
+
+from typing import Any
+
+from vllm.platforms.cuda import CudaPlatform
+
+from headkv_vllm.engine.names import (
+    FLASH_ATTN_BACKEND_PATH,
+    GPU_BLOCK_SIZE,
+    GPU_CAUTION,
+    TRITON_BACKEND_PATH,
+)
+from headkv_vllm.engine.platforms.platform import HeadKVPlatform, is_ours
+
+
+class HeadKVCudaPlatform(HeadKVPlatform, CudaPlatform):
+    """On FlashAttention where that can read the prompts, else on our own kernels alone."""
+
+    headkv_backend = TRITON_BACKEND_PATH
+    headkv_block_size = GPU_BLOCK_SIZE
+    headkv_cache_dtypes = ("fp8", "fp8_e4m3")
+    headkv_min_window = 2
+    headkv_caution = GPU_CAUTION
+
+    @classmethod
+    def get_attn_backend_cls(
+        cls, selected_backend: Any, attn_selector_config: Any, num_heads: int | None = None
+    ) -> str:
+        """Raises ValueError with vLLM's reasons where none of our backends will do."""
+        chosen: str = super().get_attn_backend_cls(
+            selected_backend, attn_selector_config, num_heads
+        )
+        if not is_ours(selected_backend):
+            return chosen
+        try:
+            from headkv_vllm.engine.backends.flash_attn import HeadKVFlashAttentionBackend
+        except (ImportError, OSError):  # FlashAttention was not built for this machine
+            return chosen
+        reasons = HeadKVFlashAttentionBackend.validate_configuration(
+            device_capability=cls.get_device_capability(), **attn_selector_config._asdict()
+        )
+        return chosen if reasons else FLASH_ATTN_BACKEND_PATH

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine on CPUs that serves by a backend for GPUs, whose kernels run in Triton's interpreter.
+
+A program of its own, `python -m tests.engine.gpu_backend_on_cpu triton`, because Triton must be
+told of that before anything imports it. With `flash_attn` in place of `triton` prompts are read by
+a plain stand-in for FlashAttention, which needs a GPU; with `cpu` the usual backend serves. Reads
+what to ask as JSON from standard input, and writes token ids to the last line of standard output.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+BACKEND = sys.argv[1]
+os.environ |= {"TRITON_INTERPRET": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+from vllm import LLM  # noqa: E402
+from vllm.v1.attention.backends import fa_utils  # noqa: E402
+
+from headkv_vllm.engine.backends import triton_attention  # noqa: E402
+from headkv_vllm.engine.names import FLASH_ATTN_BACKEND_PATH, TRITON_BACKEND_PATH  # noqa: E402
+from headkv_vllm.engine.platforms.cpu import HeadKVCpuPlatform  # noqa: E402
+from headkv_vllm.kernels.stored_entries import store_entries_plain  # noqa: E402
+from tests.engine import stepping  # noqa: E402
+from tests.engine.flash_attn_plain import flash_attn_varlen_func_plain  # noqa: E402
+
+PATHS = {"triton": TRITON_BACKEND_PATH, "flash_attn": FLASH_ATTN_BACKEND_PATH}
+
+if BACKEND != "cpu":
+    HeadKVCpuPlatform.headkv_backend = PATHS[BACKEND]
+    HeadKVCpuPlatform.headkv_cache_dtypes = ("fp8",)
+    fa_utils.flash_attn_varlen_func = flash_attn_varlen_func_plain
+
+
+def answers(llm: LLM, requests: list[Any], num_steps: int) -> list[list[int]]:
+    """The tokens of each request, all of which are preempted after `num_steps` steps."""
+    for prompt, num_tokens, extra in requests:
+        stepping.add(llm, prompt, num_tokens, ignore_eos=True, extra_args=extra)
+    for _ in range(num_steps):
+        stepping.step(llm)
+    if num_steps:
+        llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
+        assert all(state.num_preemptions == 1 for state in stepping.live(llm).values())
+    done = stepping.drain(llm)
+    return [done[name].token_ids for name in sorted(done, key=int)]  # by their numbers
+
+
+def main() -> None:
+    asked = json.load(sys.stdin)
+    if asked["engine"].get("kv_cache_dtype") == "fp8":
+        # Triton's interpreter cuts off where GPUs, and torch, round.
+        triton_attention.store_entries = store_entries_plain
+    llm = LLM(**asked["engine"], distributed_executor_backend="uni")
+    batches = [answers(llm, *batch) for batch in asked["batches"]]
+    layers = llm.llm_engine.vllm_config.compilation_config.static_forward_context.values()
+    found = {
+        "impls": sorted({type(layer.impl).__name__ for layer in layers}),
+        "cache_dtypes": sorted({str(layer.kv_cache.dtype) for layer in layers}),
+        "answers": batches,
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configures an engine as on an NVIDIA GPU that is not there.
+
+A program of its own, because vLLM knows one platform only. Reads the GPU's compute capability and
+the engine's arguments as JSON from standard input, and writes what vLLM's platform, extended by
+ours, makes of them to the last line of standard output.
+"""
+
+import json
+import sys
+from types import ModuleType
+from typing import Any
+
+import torch
+import vllm.platforms
+from vllm.platforms.interface import DeviceCapability
+
+ASKED = json.load(sys.stdin)
+CAPABILITY = DeviceCapability(*ASKED["capability"])
+COMPILED = {
+    "vllm._C_stable_libtorch": (),
+    "vllm.vllm_flash_attn": (
+        "compile_flash_attn_varlen_func_from_specs",
+        "flash_attn_varlen_func",
+        "get_scheduler_metadata",
+    ),
+}
+"""vLLM's extensions, and what is imported from them; nothing of them is called."""
+for name, members in COMPILED.items():
+    sys.modules[name] = ModuleType(name)
+    sys.modules[name].__dict__.update(dict.fromkeys(members))
+for question in ("cutlass_scaled_mm_supports_block_fp8", "cutlass_scaled_mm_supports_fp8"):
+    setattr(torch.ops._C, question, lambda capability: False)
+
+
+def pretend(platform: Any) -> Any:
+    """The platform, which now answers for a GPU."""
+    platform.get_device_capability = classmethod(lambda cls, device_id=0: CAPABILITY)
+    platform.get_device_name = classmethod(lambda cls, device_id=0: "a GPU")
+    platform.get_device_total_memory = classmethod(lambda cls, device_id=0: 80 << 30)
+    platform.device_count = classmethod(lambda cls: 1)
+    platform.num_compute_units = classmethod(lambda cls, device_id=0: 132)
+    vllm.platforms._current_platform = platform()
+    return platform
+
+
+def main() -> None:
+    from headkv_vllm.engine.platforms.cuda import HeadKVCudaPlatform
+
+    platform = pretend(HeadKVCudaPlatform)
+    from headkv_vllm.engine.plugin import register
+
+    register()
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.attention.backends import fa_utils
+    from vllm.v1.attention.selector import AttentionSelectorConfig
+
+    fa_utils.get_flash_attn_version = lambda **_: 3 if CAPABILITY.major == 9 else 2
+    arguments = {"attention_backend": "HEADKV", "skip_tokenizer_init": True, "max_model_len": 512}
+    config = EngineArgs(**(arguments | ASKED["engine"])).create_engine_config()
+    selector_config = AttentionSelectorConfig(
+        head_size=config.model_config.get_head_size(),
+        dtype=config.model_config.dtype,
+        kv_cache_dtype=config.cache_config.cache_dtype,
+        block_size=config.cache_config.block_size,
+    )
+    backend = platform.get_attn_backend_cls(config.attention_config.backend, selector_config)
+    found = {
+        "platform": type(vllm.platforms.current_platform).__name__,
+        "backend": backend,
+        "block_size": config.cache_config.block_size,
+        "scheduler": config.scheduler_config.scheduler_cls,
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    assert not torch.cuda.is_available()
+    main()
