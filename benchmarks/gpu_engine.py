@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine's part of `scripts/gpu-check`: its answers, and its times beside stock vLLM's."""
+"""The engine's part of `scripts/gpu-check`: its answers, and its times beside stock vLLM's.
+
+Three engines at once, with pools of 15 GiB each: it takes a GPU of 80 GiB.
+"""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 from benchmarks import capacity, decode_step, prefill
-from benchmarks.harness.engine_process import EngineProcess
 from benchmarks.harness.pairs import Pairs
 from benchmarks.harness.report import Bar
-from benchmarks.harness.sides import BLOCK_SIZE, ENVIRONMENT, sides
+from benchmarks.harness.sides import BLOCK_SIZE, engines, sides
 from headkv_vllm.needle.grading import grade
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
@@ -65,9 +66,9 @@ def ttft(sizes: Sizes, flags: dict[str, Any]) -> Pairs:
     limits = (sizes.ttft_tokens + 64, 8)
     with sides(
         prefill.NAMES, sizes.shape, *limits, num_gpu_blocks_override=num_blocks, **flags
-    ) as engines:
+    ) as started:
         seconds = [
-            tuple(prefill.read(engines[name], case, index) for name in prefill.NAMES)
+            tuple(prefill.read(started[name], case, index) for name in prefill.NAMES)
             for index in range(sizes.num_prompts + 1)
         ][1:]
     ours, theirs = zip(*seconds, strict=True)
@@ -78,21 +79,14 @@ def answer_bars(num_prompts: int, flags: dict[str, Any]) -> list[Bar]:
     """The needle model's answers: not compressed as stock vLLM's, compressed still right."""
     samples = list(generate_samples("multi-query", 1000, num_prompts, seed=0))
     prompts = [sample.prompt for sample in samples]
-    common = {"model": str(checkpoint_path()), "max_model_len": 2048, **flags}
-    common |= {"num_gpu_blocks_override": 2048, "dtype": "bfloat16"}
-    one_by_one = common.pop("one_by_one", False)
+    common = {"model": str(checkpoint_path()), "max_model_len": 2048, "dtype": "bfloat16", **flags}
+    common["num_gpu_blocks_override"] = 2048
     ours = {"attention_backend": "HEADKV", "additional_config": {"headkv": {"budget": 256}}}
-    engines = []
-    try:
-        for more in (ours, {}):
-            engines.append(EngineProcess(dict(ENVIRONMENT), **common, **more))
-            if one_by_one:
-                engines[-1].wait_until_ready()
-        headkv, stock = (partial(engine.call, answers, prompts) for engine in engines)
-        compressed, off, expected = headkv(None), headkv({"headkv_budget": 0}), stock(None)
-    finally:
-        for engine in engines:
-            engine.stop()
+    one_by_one = common.pop("one_by_one", False)
+    with engines({"headkv": common | ours, "stock": common}, one_by_one) as started:
+        compressed = started["headkv"](answers, prompts, None)
+        off = started["headkv"](answers, prompts, {"headkv_budget": 0})
+        expected = started["stock"](answers, prompts, None)
     differ = sum(one != other for one, other in zip(off, expected, strict=True))
     grades = [grade(one.answer, text) for one, text in zip(samples, compressed, strict=True)]
     asked, right = (

@@ -79,7 +79,8 @@ def made_state(shape: Shape, device: torch.device, dtype: torch.dtype) -> Device
     rows = torch.from_numpy(table).to(device)
     scores = rng.random((shape.num_layers, shape.num_kv_heads)) ** 4
     weights = HeadWeights.of(headkv_shares(scores, 1, 2, SETTINGS).reshape(1, -1), device)
-    decided = Decided(*(torch.zeros(n, dtype=torch.int32, device=device) for n in (1, (1, 1))))
+    shapes = (1, (total + 1, scores.size))
+    decided = Decided(*(torch.zeros(n, dtype=torch.int32, device=device) for n in shapes))
     sizes = Sizes(shape.num_kv_heads, SETTINGS.window, BLOCK_SIZE, SETTINGS.min_blocks)
     content = (BLOCK_SIZE, 2 * shape.head_size)
     cache = torch.empty(((total + 1) * scores.size, *content), dtype=dtype, device=device)

@@ -2,7 +2,7 @@
 """The engines that a benchmark compares, alive at the same time."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -64,11 +64,20 @@ def sides(
         "max_num_seqs": max_num_seqs,
         **more,
     }
+    arguments = {name: common | arguments_of(name, folder) for name in names}
+    with engines(arguments, one_by_one) as started:
+        yield started
+
+
+@contextmanager
+def engines(
+    arguments: Mapping[SideName, dict[str, Any]], one_by_one: bool = False
+) -> Iterator[dict[SideName, Side]]:
+    """Start an engine with each side's arguments of `vllm.LLM`, and end them."""
     with ExitStack() as stack:
         started = {}
-        for name in names:
-            arguments = common | arguments_of(name, folder)
-            started[name] = EngineProcess({**ENVIRONMENT, **_given(ENVIRONMENT)}, **arguments)
+        for name, each in arguments.items():
+            started[name] = EngineProcess({**ENVIRONMENT, **_given(ENVIRONMENT)}, **each)
             stack.callback(started[name].stop)
             if one_by_one:
                 started[name].wait_until_ready()

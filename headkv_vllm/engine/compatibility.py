@@ -2,6 +2,7 @@
 """What the backend cannot serve, refused at start-up by the name of the flag or feature."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headkv_vllm.config import Settings
@@ -22,16 +23,23 @@ class Rule(NamedTuple):
     reason: str
 
 
-def check_supported(
-    vllm_config: "VllmConfig",
-    settings: Settings,
-    cache_dtypes: tuple[str, ...] = (),
-    min_window: int = 1,
-) -> None:
-    """cache_dtypes, min_window: of the platform, see `HeadKVPlatform`.
+@dataclass(frozen=True)
+class Limits:
+    """Of a platform's backends.
 
-    Raises UnsupportedError for the first rule that `vllm_config` breaks.
+    cache_dtypes: of `--kv-cache-dtype`, besides the model's own. min_window: of the settings.
+    max_window_queries: the window times the query heads of a KV head. max_drafts: speculative
+        tokens for each that is sure.
     """
+
+    cache_dtypes: tuple[str, ...] = ()
+    min_window: int = 1
+    max_window_queries: int | None = None
+    max_drafts: int | None = None
+
+
+def check_supported(vllm_config: "VllmConfig", settings: Settings, limits: Limits) -> None:
+    """Raises UnsupportedError for the first rule or limit that `vllm_config` breaks."""
     for rule in RULES:
         found = rule.found(vllm_config)
         if found is not None:
@@ -39,8 +47,9 @@ def check_supported(
                 f"--attention-backend headkv does not support {rule.feature} "
                 f"({shown(found)}): {rule.reason}"
             )
-    _check_cache_dtype(vllm_config, cache_dtypes)
-    _check_window(settings, min_window)
+    _check_cache_dtype(vllm_config, limits.cache_dtypes)
+    _check_window(vllm_config, settings, limits)
+    _check_drafts(vllm_config, limits.max_drafts)
     _check_chunks(vllm_config, settings)
 
 
@@ -55,11 +64,29 @@ def _check_cache_dtype(vllm_config: "VllmConfig", cache_dtypes: tuple[str, ...])
         )
 
 
-def _check_window(settings: Settings, min_window: int) -> None:
-    if settings.window < min_window:
+def _check_window(vllm_config: "VllmConfig", settings: Settings, limits: Limits) -> None:
+    """A prompt of which all but one token is cached would be read beside drafts, or as a decode."""
+    least = max(limits.min_window, 2 if vllm_config.speculative_config else 1)
+    most = settings.window
+    if limits.max_window_queries:
+        model_config = vllm_config.model_config
+        num_heads = model_config.model_arch_config.total_num_attention_heads
+        most = limits.max_window_queries * model_config.get_total_num_kv_heads() // num_heads
+    if not least <= settings.window <= most:
+        allowed = f"at least {least}" if settings.window < least else f"at most {most}"
         raise UnsupportedError(
-            f"--attention-backend headkv does not support window={settings.window} on this "
-            f"platform: it must be at least {min_window}"
+            f"--attention-backend headkv does not support window={settings.window} with this "
+            f"platform, model and speculation: it must be {allowed}"
+        )
+
+
+def _check_drafts(vllm_config: "VllmConfig", most: int | None) -> None:
+    speculative_config = vllm_config.speculative_config
+    asked = speculative_config.num_speculative_tokens if speculative_config else 0
+    if most is not None and asked > most:
+        raise UnsupportedError(
+            f"--attention-backend headkv does not support {asked} speculative tokens on this "
+            f"platform: use at most {most}"
         )
 
 

@@ -19,10 +19,6 @@ CPU_BLOCK_SIZE = 32
 """Small blocks give the heads finer budgets; the fastest CPU kernels want multiples of 32."""
 GPU_BLOCK_SIZE = 16
 """What GPU kernels read at once, at least."""
-GPU_CAUTION = (
-    "experimental on GPUs: its kernels have run in Triton's interpreter alone. In a clone, "
-    "scripts/gpu-check tells whether they are right on this one"
-)
 
 FORCED_TOKENS_CLASS = "headkv_vllm.engine.forced_tokens:ForcedTokens"
 """What `--logits-processors` takes."""

@@ -195,7 +195,12 @@ CONFIGURATION = (
             "scheduler_cls",
         ),
     ),
-    Used("vllm.config", "SpeculativeConfig", "drafters that we refuse", ("method",)),
+    Used(
+        "vllm.config",
+        "SpeculativeConfig",
+        "drafters that we refuse",
+        ("method", "num_speculative_tokens"),
+    ),
 )
 
 SCHEDULING = (

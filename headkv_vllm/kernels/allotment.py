@@ -169,11 +169,12 @@ def _deal_out(
     of_layer = tl.reshape(of_layer, (LAYER_LANES * HEAD_LANES,))
     evenly = of_layer // NUM_KV_HEADS + (kv_head < of_layer % NUM_KV_HEADS).to(tl.int64)
     num_new = tl.load(query_start_loc + request + 1) - tl.load(query_start_loc + request)
-    has_decided = (num_blocks > 0) & (tl.load(seq_lens + request) - num_new >= length)
-    block = tl.load(row + tl.where(num_blocks > 0, HEADER, 0)).to(tl.int64)
-    counts = tl.load(decided + block * NUM_HEADS + head, mask=is_head, other=0)
-    by_prompt = tl.where(has_decided, counts.to(tl.int64), evenly)
-    dealt = tl.where(tl.load(adaptive + policy) > 0, by_prompt, dealt)
+    is_adaptive = (num_blocks > 0) & (tl.load(adaptive + policy) > 0)
+    has_decided = is_adaptive & (tl.load(seq_lens + request) - num_new >= length)
+    # The record of block 0 stands for those of requests that have none, and is not used.
+    block = tl.where(has_decided, tl.load(row + tl.where(has_decided, HEADER, 0)), 0)
+    counts = tl.load(decided + block.to(tl.int64) * NUM_HEADS + head, mask=is_head, other=0)
+    dealt = tl.where(is_adaptive, tl.where(has_decided, counts.to(tl.int64), evenly), dealt)
 
     dealt = tl.where(is_head & (num_blocks > 0), dealt, 0)
     tl.store(own + 1 + head, tl.cumsum(dealt, 0).to(tl.int32), mask=is_head)

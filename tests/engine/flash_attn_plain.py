@@ -22,8 +22,10 @@ def flash_attn_varlen_func_plain(
     block_table: torch.Tensor,
     fa_version: Any,
 ) -> torch.Tensor:
-    """Paged: k and v are [num_blocks, block_size, num_kv_heads, head_size]. Sequences of no length
-    give zeros. The last of a sequence's queries stands beside the last of its keys.
+    """Paged: k and v are [num_blocks, block_size, num_kv_heads, head_size].
+
+    The last of a sequence's queries stands beside the last of its keys; queries before all of them
+    get no numbers.
     """
     assert causal and q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
     starts, lengths = cu_seqlens_q.tolist(), seqused_k.tolist()
@@ -31,10 +33,7 @@ def flash_attn_varlen_func_plain(
     assert max(lengths) <= max_seqlen_k <= block_table.shape[1] * k.shape[1]
     group_size = q.shape[1] // k.shape[2]
     for start, end, length, blocks in zip(starts, starts[1:], lengths, block_table, strict=False):
-        assert end - start <= max_seqlen_q or length == 0
-        if length == 0:
-            out[start:end] = 0
-            continue
+        assert end - start <= max_seqlen_q and length >= 1
         entries = [
             pool[blocks.long()].flatten(0, 1)[:length].repeat_interleave(group_size, 1).float()
             for pool in (k, v)

@@ -19,6 +19,7 @@ from vllm import LLM  # noqa: E402
 from vllm.v1.attention.backends import fa_utils  # noqa: E402
 
 from headkv_vllm.engine.backends import triton_attention  # noqa: E402
+from headkv_vllm.engine.compatibility import Limits  # noqa: E402
 from headkv_vllm.engine.names import FLASH_ATTN_BACKEND_PATH, TRITON_BACKEND_PATH  # noqa: E402
 from headkv_vllm.engine.platforms.cpu import HeadKVCpuPlatform  # noqa: E402
 from headkv_vllm.kernels.stored_entries import store_entries_plain  # noqa: E402
@@ -29,7 +30,7 @@ PATHS = {"triton": TRITON_BACKEND_PATH, "flash_attn": FLASH_ATTN_BACKEND_PATH}
 
 if BACKEND != "cpu":
     HeadKVCpuPlatform.headkv_backend = PATHS[BACKEND]
-    HeadKVCpuPlatform.headkv_cache_dtypes = ("fp8",)
+    HeadKVCpuPlatform.headkv_limits = Limits(cache_dtypes=("fp8",))
     fa_utils.flash_attn_varlen_func = flash_attn_varlen_func_plain
 
 

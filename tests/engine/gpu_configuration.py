@@ -1,31 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configures an engine as on an NVIDIA GPU that is not there.
+"""Configures an engine as on a GPU that is not there.
 
-A program of its own, because vLLM knows one platform only. Reads the GPU's compute capability and
-the engine's arguments as JSON from standard input, and writes what vLLM's platform, extended by
-ours, makes of them to the last line of standard output.
+A program of its own, `python -m tests.engine.gpu_configuration cuda`, or `rocm`, because vLLM knows
+one platform only. Reads the GPU's compute capability and the engine's arguments as JSON from
+standard input, and writes what vLLM's platform, extended by ours, makes of them to the last line
+of standard output.
 """
 
 import json
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 import vllm.platforms
 from vllm.platforms.interface import DeviceCapability
+from vllm.utils.import_utils import resolve_obj_by_qualname
+
+from headkv_vllm.engine.names import PLATFORM_PATHS
 
 ASKED = json.load(sys.stdin)
 CAPABILITY = DeviceCapability(*ASKED["capability"])
-COMPILED = {
-    "vllm._C_stable_libtorch": (),
-    "vllm.vllm_flash_attn": (
+COMPILED: dict[str, tuple[str, ...]] = {"vllm._C_stable_libtorch": ()}
+"""vLLM's extensions, and what is imported from them; nothing of them is called."""
+if ASKED["has_flash_attn"]:
+    COMPILED["vllm.vllm_flash_attn"] = (
         "compile_flash_attn_varlen_func_from_specs",
         "flash_attn_varlen_func",
         "get_scheduler_metadata",
-    ),
-}
-"""vLLM's extensions, and what is imported from them; nothing of them is called."""
+    )
 for name, members in COMPILED.items():
     sys.modules[name] = ModuleType(name)
     sys.modules[name].__dict__.update(dict.fromkeys(members))
@@ -45,17 +48,20 @@ def pretend(platform: Any) -> Any:
 
 
 def main() -> None:
-    from headkv_vllm.engine.platforms.cuda import HeadKVCudaPlatform
-
-    platform = pretend(HeadKVCudaPlatform)
+    # What vLLM's platform for ROCm asks as soon as it is imported.
+    torch.cuda.get_device_properties = lambda device: SimpleNamespace(gcnArchName="gfx942")
+    (ours,) = [path for stock, path in PLATFORM_PATHS.items() if f".{sys.argv[1]}." in stock]
+    platform = pretend(resolve_obj_by_qualname(ours))
     from headkv_vllm.engine.plugin import register
 
     register()
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.attention.backends import fa_utils
     from vllm.v1.attention.selector import AttentionSelectorConfig
 
-    fa_utils.get_flash_attn_version = lambda **_: 3 if CAPABILITY.major == 9 else 2
+    if ASKED["has_flash_attn"]:
+        from vllm.v1.attention.backends import fa_utils
+
+        fa_utils.get_flash_attn_version = lambda **_: 3 if CAPABILITY.major == 9 else 2
     arguments = {"attention_backend": "HEADKV", "skip_tokenizer_init": True, "max_model_len": 512}
     config = EngineArgs(**(arguments | ASKED["engine"])).create_engine_config()
     selector_config = AttentionSelectorConfig(

@@ -159,6 +159,8 @@ FLAGS = [
     ({"prefill_context_parallel_size": 2}, "--prefill-context-parallel-size (2)"),
     ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype ('fp8')"),
     ({"kv_cache_dtype": "bfloat16"}, "--kv-cache-dtype ('bfloat16')"),
+    ({"kv_cache_dtype_skip_layers": ["0"]}, "--kv-cache-dtype-skip-layers"),
+    ({"ubatch_size": 2}, "--enable-dbo and --ubatch-size"),
     ({"block_size": 24}, "--block-size (24)"),
     ({"block_size": 8}, "--block-size (8)"),
     ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "--scheduler-cls"),
@@ -184,6 +186,15 @@ def test_drafting_by_a_model_is_refused(model, method):
     assert "speculative decoding" in line and method in line
 
 
+NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
+
+
+def test_a_window_of_one_token_would_be_read_beside_drafts(model):
+    line = refusal(UnsupportedError, model, {"window": 1}, speculative_config=NGRAM)
+    assert "window=1 with this platform, model and speculation: it must be at least 2" in line
+    assert engine_config(model, {"window": 1}).scheduler_config.scheduler_cls is not None
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -192,13 +203,7 @@ def test_drafting_by_a_model_is_refused(model, method):
         {"max_num_batched_tokens": 8, "max_num_seqs": 4},
         {"long_prefill_token_threshold": 8},
         {"tensor_parallel_size": 2},
-        {
-            "speculative_config": {
-                "method": "ngram",
-                "num_speculative_tokens": 2,
-                "prompt_lookup_max": 2,
-            }
-        },
+        {"speculative_config": NGRAM},
     ],
     ids=str,
 )

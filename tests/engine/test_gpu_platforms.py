@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from headkv_vllm.engine.names import FLASH_ATTN_BACKEND_PATH, PLATFORM_PATHS, TRITON_BACKEND_PATH
+from headkv_vllm.engine.names import FLASH_ATTN_BACKEND_PATH, TRITON_BACKEND_PATH
 from tests.engine.bookkeeping_engine import write_model
 
 OURS = "headkv_vllm.engine.scheduler.HeadKVAsyncScheduler"
@@ -23,11 +23,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_model(tmp_path_factory.mktemp("model")))
 
 
-def configured(capability: tuple[int, int], asked: dict[str, Any]) -> dict[str, Any]:
-    """What `tests.engine.gpu_configuration` prints, or what it ends with."""
+def configured(platform: str, capability: tuple[int, int], **asked: Any) -> dict[str, Any]:
+    """What `tests.engine.gpu_configuration` prints, or what it ends with. asked: of the engine."""
+    has_flash_attn = asked.pop("has_flash_attn", True)
+    known = {"capability": capability, "has_flash_attn": has_flash_attn, "engine": asked}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.gpu_configuration"],
-        input=json.dumps({"capability": capability, "engine": asked}),
+        [sys.executable, "-m", "tests.engine.gpu_configuration", platform],
+        input=json.dumps(known),
         text=True,
         capture_output=True,
         timeout=300,
@@ -39,44 +41,44 @@ def configured(capability: tuple[int, int], asked: dict[str, Any]) -> dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("capability", "flags", "backend"),
+    ("platform", "flags", "backend"),
     [
-        ((9, 0), {}, FLASH_ATTN_BACKEND_PATH),
-        ((9, 0), {"kv_cache_dtype": "fp8"}, TRITON_BACKEND_PATH),
-        ((7, 5), {"dtype": "float16"}, TRITON_BACKEND_PATH),
+        ("cuda", {}, FLASH_ATTN_BACKEND_PATH),
+        ("cuda", {"has_flash_attn": False}, TRITON_BACKEND_PATH),
+        ("cuda", {"kv_cache_dtype": "fp8"}, TRITON_BACKEND_PATH),
+        ("rocm", {"has_flash_attn": False}, TRITON_BACKEND_PATH),
     ],
-    ids=["Hopper", "fp8", "Turing"],
+    ids=["CUDA", "CUDA without FlashAttention", "CUDA with fp8", "ROCm"],
 )
-def test_the_flag_is_served(
-    model: str, capability: tuple[int, int], flags: dict[str, Any], backend: str
-) -> None:
-    found = configured(capability, {"model": model, **flags})
-    assert found == {
-        "platform": PLATFORM_PATHS["vllm.platforms.cuda.CudaPlatform"].rpartition(".")[2],
+def test_the_flag_is_served(model: str, platform: str, flags: dict[str, Any], backend: str) -> None:
+    assert configured(platform, (9, 0), model=model, **flags) == {
+        "platform": f"HeadKV{platform.capitalize()}Platform",
         "backend": backend,
         "block_size": 16,
         "scheduler": OURS,
     }
 
 
+NGRAM = {"method": "ngram", "num_speculative_tokens": 7, "prompt_lookup_max": 2}
+
+
 @pytest.mark.parametrize(
     ("capability", "flags", "reason"),
     [
         ((9, 0), {"block_size": 24}, "--block-size (24): it must be a multiple of 16"),
+        ((9, 0), {"kv_cache_dtype": "fp8_e5m2"}, "('fp8_e5m2'): use fp8, fp8_e4m3"),
+        ((9, 0), {"additional_config": {"headkv": {"window": 1}}}, "it must be at least 2"),
         (
             (9, 0),
-            {"kv_cache_dtype": "fp8_e5m2"},
-            "('fp8_e5m2'): use fp8, fp8_e4m3",
+            {"additional_config": {"headkv": {"window": 300}}},
+            "with this platform, model and speculation: it must be at most",
         ),
-        (
-            (9, 0),
-            {"additional_config": {"headkv": {"window": 1}}},
-            "does not support window=1 on this platform: it must be at least 2",
-        ),
+        ((9, 0), {"speculative_config": NGRAM}, "7 speculative tokens on this platform: use at"),
         ((8, 0), {"kv_cache_dtype": "fp8"}, "needs a compute capability of at least 8.9"),
+        ((7, 5), {"dtype": "float16"}, "compute capability not supported"),
     ],
 )
 def test_what_is_not_is_refused(
     model: str, capability: tuple[int, int], flags: dict[str, Any], reason: str
 ) -> None:
-    assert reason in configured(capability, {"model": model, **flags})["error"]
+    assert reason in configured("cuda", capability, model=model, **flags)["error"]

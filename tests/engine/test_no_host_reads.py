@@ -55,11 +55,16 @@ def builder(
     return made
 
 
-def step(query_lens: list[int]) -> CommonAttentionMetadata:
-    """What vLLM knows on the host is given as it is: by arrays with values."""
+def step(query_lens: list[int], padding: int = 0) -> CommonAttentionMetadata:
+    """What vLLM knows on the host is given as it is: by arrays with values.
+
+    padding: requests of no tokens that fill a graph up; V2's model runner says nothing of them.
+    """
+    query_lens = query_lens + [0] * padding
     num_reqs, starts = len(query_lens), np.cumsum([0, *query_lens], dtype=np.int32)
     on_host = SimpleNamespace(numpy=lambda: starts)
-    is_prefilling = SimpleNamespace(numpy=lambda: np.array(query_lens) > 1)
+    known = np.array(query_lens)[: len(query_lens) - padding] > 1
+    is_prefilling = SimpleNamespace(numpy=lambda: known)
     ends = SimpleNamespace(numpy=lambda: np.array(query_lens) + 50)
     integers = {"dtype": torch.int32}
     known: dict[str, Any] = {
@@ -90,10 +95,11 @@ def forward(metadata: Any, impl_class: Any = HeadKVTritonImpl) -> torch.Tensor:
     return impl.forward(layer, query, key, value, pool[:, 1], metadata, torch.zeros_like(query))
 
 
-def test_a_decode_step(launches: list[str]) -> None:
+@pytest.mark.parametrize("padding", [0, 1])
+def test_a_decode_step(launches: list[str], padding: int) -> None:
     made = builder()
     launches.clear()
-    metadata = made.build(0, step([1, 1, 1]))
+    metadata = made.build(0, step([1, 1, 1], padding))
     assert launches == ["_deal_out", "_tokens", "_cut"]
     assert forward(metadata).shape == (3, 4, HEAD_SIZE)
     assert launches[3:] == ["_store", "_attend_piece", "_add_pieces"]

@@ -65,8 +65,10 @@ SHAPES = (
     Shape(torch.bfloat16),
     Shape(torch.bfloat16, num_kv_heads=1, group_size=8, head_size=256, window=32),
     Shape(torch.float32, num_kv_heads=3, group_size=1, head_size=64),
+    Shape(torch.float32),
 )
 FP8 = Shape(torch.float8_e4m3fn)
+WITHOUT_FP8 = (80, 86)
 
 
 def compiling(target: GPUTarget, done: Callable[[str, int], None]) -> Any:
@@ -132,7 +134,7 @@ def main() -> None:
         compiled[kernel].append(shared_memory)
 
     JITFunction.run = compiling(target, done)
-    shapes = SHAPES if target.arch == 80 else (*SHAPES, FP8)  # which has no such numbers
+    shapes = SHAPES if target.arch in WITHOUT_FP8 else (*SHAPES, FP8)
     with FakeTensorMode():
         for shape in shapes:
             launch_all(shape)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One step as the kernels want it, made on the device from rows that the host never reads."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from vllm.v1.kv_cache_interface import AttentionSpec
 
 from headkv_vllm.batch import Indices
 from headkv_vllm.block_row import HEADER_SIZE
+from headkv_vllm.budgets.policy import Policy
 from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.settings import read_settings
@@ -90,11 +92,12 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
         self._sizes = Sizes(
             num_kv_heads, settings.window, kv_cache_spec.block_size, settings.min_blocks
         )
-        self._wanted = Wanted(settings, _by_policy("recency", device))
+        recent = _by_policy(lambda policy: policy.positions == "recency", device)
+        self._wanted = Wanted(settings, recent)
         # Where vLLM measures what graphs take, rows are all zero and there is no such number yet.
         num_blocks = vllm_config.cache_config.num_gpu_blocks or 1
         counts = torch.zeros((num_blocks, scores.size), dtype=torch.int32, device=device)
-        self._decided = Decided(_by_policy("adaptive", device), counts)
+        self._decided = Decided(_by_policy(lambda policy: policy.adaptive, device), counts)
         self._num_programs = num_programs_of(device)
         self._buffers = Buffers(device)
         self._inputs: dict[str, LayerInputs] = {}
@@ -174,8 +177,10 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
         Only for these is there any memory to be had for scores of positions.
         """
         may_complete = query_lens >= self._sizes.window
-        if common.is_prefilling is not None:  # there is none in steps that vLLM makes up
-            may_complete &= common.is_prefilling.numpy()[: len(query_lens)]
+        if common.is_prefilling is not None:
+            # Requests that fill a graph up may be left out of it.
+            known = common.is_prefilling.numpy()[: len(query_lens)]
+            may_complete[: len(known)] &= known
         chunks = self._chunks(common, may_complete)
         if chunks is None or common.seq_lens_cpu_upper_bound is None:
             return chunks
@@ -202,13 +207,10 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
         return torch.from_numpy(values).to(self.device, non_blocking=True)
 
 
-def _by_policy(quality: str, device: torch.device) -> torch.Tensor:
-    """Which policies keep positions by "recency", or are "adaptive": [num_policies] int32."""
-    has = [
-        policy.adaptive if quality == "adaptive" else policy.positions == quality
-        for policy in POLICIES.values()
-    ]
-    return torch.tensor(has, dtype=torch.int32, device=device)
+def _by_policy(holds: Callable[[Policy], bool], device: torch.device) -> torch.Tensor:
+    """Of which policies something holds: [num_policies] int32."""
+    values = [holds(policy) for policy in POLICIES.values()]
+    return torch.tensor(values, dtype=torch.int32, device=device)
 
 
 def _weights(

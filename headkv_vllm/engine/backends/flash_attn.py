@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from vllm.platforms.interface import DeviceCapability
 from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends import fa_utils
@@ -79,7 +78,7 @@ class HeadKVFlashAttentionImpl(HeadKVTritonImpl):
 
 
 class HeadKVFlashAttentionBackend(HeadKVTritonBackend):
-    """For NVIDIA's GPUs from Ampere on, and entries of the model's own type."""
+    """For entries of the model's own type."""
 
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16]
     supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16"]
@@ -88,10 +87,6 @@ class HeadKVFlashAttentionBackend(HeadKVTritonBackend):
     def supports_head_size(cls, head_size: int) -> bool:
         is_there = fa_utils.get_flash_attn_version(head_size=head_size) is not None
         return is_there and head_size % 8 == 0 and head_size <= 256
-
-    @classmethod
-    def supports_compute_capability(cls, capability: DeviceCapability) -> bool:
-        return capability >= DeviceCapability(8, 0)
 
     @staticmethod
     def get_impl_cls() -> type[HeadKVFlashAttentionImpl]:

@@ -40,6 +40,11 @@ class HeadKVTritonBackend(HeadKVBackendMixin, AttentionBackend):
         return head_size >= 16
 
     @classmethod
+    def supports_compute_capability(cls, capability: DeviceCapability) -> bool:
+        """Older GPUs share too little memory between threads, and know no bfloat16."""
+        return capability >= DeviceCapability(8, 0)
+
+    @classmethod
     def supports_combination(
         cls,
         head_size: int,

@@ -1,27 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's platform of NVIDIA's GPUs, with our backends for `--attention-backend headkv`."""
 
+from dataclasses import replace
 from typing import Any
 
 from vllm.platforms.cuda import CudaPlatform
 
-from headkv_vllm.engine.names import (
-    FLASH_ATTN_BACKEND_PATH,
-    GPU_BLOCK_SIZE,
-    GPU_CAUTION,
-    TRITON_BACKEND_PATH,
-)
-from headkv_vllm.engine.platforms.platform import HeadKVPlatform, is_ours
+from headkv_vllm.engine.names import FLASH_ATTN_BACKEND_PATH
+from headkv_vllm.engine.platforms.gpu import HeadKVGpuPlatform
+from headkv_vllm.engine.platforms.platform import is_ours
 
 
-class HeadKVCudaPlatform(HeadKVPlatform, CudaPlatform):
+class HeadKVCudaPlatform(HeadKVGpuPlatform, CudaPlatform):
     """On FlashAttention where that can read the prompts, else on our own kernels alone."""
 
-    headkv_backend = TRITON_BACKEND_PATH
-    headkv_block_size = GPU_BLOCK_SIZE
-    headkv_cache_dtypes = ("fp8", "fp8_e4m3")
-    headkv_min_window = 2
-    headkv_caution = GPU_CAUTION
+    headkv_limits = replace(HeadKVGpuPlatform.headkv_limits, cache_dtypes=("fp8", "fp8_e4m3"))
 
     @classmethod
     def get_attn_backend_cls(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vllm.platforms.interface import Platform
 
 from headkv_vllm.config import Settings
+from headkv_vllm.engine.compatibility import Limits, check_supported
 from headkv_vllm.engine.logger import logger
 from headkv_vllm.engine.names import ASYNC_SCHEDULER_PATH, BACKEND_NAME, SCHEDULER_PATH
 from headkv_vllm.errors import HeadKVError
@@ -21,8 +22,7 @@ class HeadKVPlatform(Platform):
 
     headkv_backend: the path of the backend that the flag stands for.
     headkv_block_size: where the user has set none.
-    headkv_cache_dtypes: of `--kv-cache-dtype`, besides the model's own.
-    headkv_min_window: the smallest `window` that the backend can serve.
+    headkv_limits: what the backend can serve.
     headkv_caution: a warning to those who serve on it, or None.
     settings: those that the last engine configured in this process serves with; None when that
         has another backend.
@@ -30,8 +30,7 @@ class HeadKVPlatform(Platform):
 
     headkv_backend: ClassVar[str]
     headkv_block_size: ClassVar[int]
-    headkv_cache_dtypes: ClassVar[tuple[str, ...]] = ()
-    headkv_min_window: ClassVar[int] = 1
+    headkv_limits: ClassVar[Limits] = Limits()
     headkv_caution: ClassVar[str | None] = None
     settings: ClassVar[Settings | None] = None
 
@@ -77,7 +76,6 @@ class HeadKVPlatform(Platform):
     @classmethod
     def _prepare(cls, vllm_config: "VllmConfig") -> Settings | None:
         """The settings to serve with; None for a configuration that is only a part of one."""
-        from headkv_vllm.engine.compatibility import check_supported
         from headkv_vllm.engine.request_checks import check_early
         from headkv_vllm.engine.settings import read_settings, resolve_scores
 
@@ -89,7 +87,7 @@ class HeadKVPlatform(Platform):
         if model_config is None or model_config.is_submodel_config:
             return None
         settings = read_settings(vllm_config)
-        check_supported(vllm_config, settings, cls.headkv_cache_dtypes, cls.headkv_min_window)
+        check_supported(vllm_config, settings, cls.headkv_limits)
         if cls.headkv_caution:
             logger.warning("HeadKV: %s", cls.headkv_caution)
         resolve_scores(vllm_config, settings)
