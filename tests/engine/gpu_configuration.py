@@ -21,14 +21,15 @@ from headkv_vllm.engine.names import PLATFORM_PATHS
 
 ASKED = json.load(sys.stdin)
 CAPABILITY = DeviceCapability(*ASKED["capability"])
-COMPILED: dict[str, tuple[str, ...]] = {"vllm._C_stable_libtorch": ()}
-"""vLLM's extensions, and what is imported from them; nothing of them is called."""
-if ASKED["has_flash_attn"]:
-    COMPILED["vllm.vllm_flash_attn"] = (
+COMPILED = {
+    "vllm._C_stable_libtorch": (),
+    "vllm.vllm_flash_attn": (
         "compile_flash_attn_varlen_func_from_specs",
         "flash_attn_varlen_func",
         "get_scheduler_metadata",
-    )
+    ),
+}
+"""vLLM's extensions, and what is imported from them; nothing of them is called."""
 for name, members in COMPILED.items():
     sys.modules[name] = ModuleType(name)
     sys.modules[name].__dict__.update(dict.fromkeys(members))
@@ -56,12 +57,10 @@ def main() -> None:
 
     register()
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.attention.backends import fa_utils
     from vllm.v1.attention.selector import AttentionSelectorConfig
 
-    if ASKED["has_flash_attn"]:
-        from vllm.v1.attention.backends import fa_utils
-
-        fa_utils.get_flash_attn_version = lambda **_: 3 if CAPABILITY.major == 9 else 2
+    fa_utils.get_flash_attn_version = lambda **_: 3 if CAPABILITY.major == 9 else 2
     arguments = {"attention_backend": "HEADKV", "skip_tokenizer_init": True, "max_model_len": 512}
     config = EngineArgs(**(arguments | ASKED["engine"])).create_engine_config()
     selector_config = AttentionSelectorConfig(

@@ -25,8 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def configured(platform: str, capability: tuple[int, int], **asked: Any) -> dict[str, Any]:
     """What `tests.engine.gpu_configuration` prints, or what it ends with. asked: of the engine."""
-    has_flash_attn = asked.pop("has_flash_attn", True)
-    known = {"capability": capability, "has_flash_attn": has_flash_attn, "engine": asked}
+    known = {"capability": capability, "engine": asked}
     done = subprocess.run(
         [sys.executable, "-m", "tests.engine.gpu_configuration", platform],
         input=json.dumps(known),
@@ -44,11 +43,11 @@ def configured(platform: str, capability: tuple[int, int], **asked: Any) -> dict
     ("platform", "flags", "backend"),
     [
         ("cuda", {}, FLASH_ATTN_BACKEND_PATH),
-        ("cuda", {"has_flash_attn": False}, TRITON_BACKEND_PATH),
+        ("cuda", {"dtype": "float32"}, TRITON_BACKEND_PATH),
         ("cuda", {"kv_cache_dtype": "fp8"}, TRITON_BACKEND_PATH),
-        ("rocm", {"has_flash_attn": False}, TRITON_BACKEND_PATH),
+        ("rocm", {}, TRITON_BACKEND_PATH),
     ],
-    ids=["CUDA", "CUDA without FlashAttention", "CUDA with fp8", "ROCm"],
+    ids=["CUDA", "CUDA in float32", "CUDA with fp8", "ROCm"],
 )
 def test_the_flag_is_served(model: str, platform: str, flags: dict[str, Any], backend: str) -> None:
     assert configured(platform, (9, 0), model=model, **flags) == {

@@ -26,10 +26,8 @@ class HeadKVCudaPlatform(HeadKVGpuPlatform, CudaPlatform):
         )
         if not is_ours(selected_backend):
             return chosen
-        try:
-            from headkv_vllm.engine.backends.flash_attn import HeadKVFlashAttentionBackend
-        except (ImportError, OSError):  # FlashAttention was not built for this machine
-            return chosen
+        from headkv_vllm.engine.backends.flash_attn import HeadKVFlashAttentionBackend
+
         reasons = HeadKVFlashAttentionBackend.validate_configuration(
             device_capability=cls.get_device_capability(), **attn_selector_config._asdict()
         )
