@@ -7,7 +7,7 @@ import triton.language as tl
 
 from headkv_vllm.kernels.chunks import Chunks, follows_compressed, launch_arguments
 from headkv_vllm.kernels.layer_inputs import LayerInputs
-from headkv_vllm.kernels.online_softmax import attend_entries, attended_plain
+from headkv_vllm.kernels.online_softmax import attend_entries, attended_plain, key_tile
 from headkv_vllm.kernels.rows import (
     DeviceRows,
     kept_blocks_of,
@@ -17,8 +17,8 @@ from headkv_vllm.kernels.rows import (
 
 MOST_QUERIES = 128
 """That a program holds: tokens, times the query heads of a KV head."""
-MOST_CHANNELS = 16384
-"""Of the queries that a program holds together: a GPU's processor has no more room."""
+QUERY_BYTES = 32 << 10
+"""Of the queries that a program holds, at most; see `KEY_BYTES`."""
 
 
 def attend_chunks(
@@ -38,7 +38,8 @@ def attend_chunks(
     _, num_heads, head_size = query.shape
     group_size = num_heads // rows.num_kv_heads
     head_lanes, group_lanes = triton.next_power_of_2(head_size), triton.next_power_of_2(group_size)
-    query_tile = max(1, min(MOST_QUERIES, MOST_CHANNELS // head_lanes) // group_lanes)
+    most_queries = min(MOST_QUERIES, QUERY_BYTES // (head_lanes * query.element_size()))
+    query_tile = max(1, most_queries // group_lanes)
     grid = (
         len(chunks.requests) * rows.num_kv_heads,
         triton.cdiv(chunks.most_new_tokens, query_tile),
@@ -69,7 +70,7 @@ def attend_chunks(
         HEAD_LANES=head_lanes,
         WINDOW=rows.window,
         BLOCK_SIZE=rows.block_size,
-        KEY_TILE=32 if head_lanes > 128 else 64,
+        KEY_TILE=key_tile(query),
     )
 
 

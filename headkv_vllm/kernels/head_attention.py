@@ -6,14 +6,14 @@ import triton
 import triton.language as tl
 
 from headkv_vllm.kernels.layer_inputs import LayerInputs
-from headkv_vllm.kernels.online_softmax import attend_entries, attended_plain
+from headkv_vllm.kernels.online_softmax import attend_entries, attended_plain, key_tile
 from headkv_vllm.kernels.rows import (
     DeviceRows,
     DeviceTokens,
     replaced_blocks_of,
     row_of,
 )
-from headkv_vllm.kernels.work_list import PIECE, WorkList
+from headkv_vllm.kernels.work_list import WorkList
 
 
 def attend_by_head(
@@ -67,7 +67,7 @@ def attend_by_head(
         HEAD_LANES=head_lanes,
         WINDOW=rows.window,
         BLOCK_SIZE=rows.block_size,
-        PIECE=PIECE,
+        TILE=key_tile(query),
     )
     _add_pieces[(num_tokens * rows.num_kv_heads,)](
         partial,
@@ -131,7 +131,7 @@ def _attend_piece(
     HEAD_LANES: tl.constexpr,
     WINDOW: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-    PIECE: tl.constexpr,
+    TILE: tl.constexpr,
 ):
     piece = tl.program_id(0)
     if piece >= tl.load(first_piece + num_seqs):
@@ -163,7 +163,7 @@ def _attend_piece(
         NUM_HEADS,
         HEAD_SIZE,
         BLOCK_SIZE,
-        PIECE,
+        TILE,
     )
     result = (piece.to(tl.int64) * GROUP_SIZE + lane) * HEAD_SIZE
     tl.store(partial + result[:, None] + channel[None, :], values, mask=is_query)

@@ -17,6 +17,17 @@ from headkv_vllm.kernels.rows import (
     place_of,
 )
 
+MOST_KEYS = 64
+KEY_BYTES = 16 << 10
+"""Of the keys that a program reads at once, at most: they, and as many values, are in memory that
+its threads share, of which there is little, some times over."""
+
+
+def key_tile(query: torch.Tensor) -> int:
+    """How many entries a program reads at once, for queries of this type and size."""
+    num_bytes: int = triton.next_power_of_2(query.shape[2]) * query.element_size()
+    return max(16, min(MOST_KEYS, KEY_BYTES // num_bytes))
+
 
 def attended_plain(
     query: torch.Tensor, rows: DeviceRows, request: int, end: int, inputs: LayerInputs

@@ -63,8 +63,8 @@ def step(query_lens: list[int], padding: int = 0) -> CommonAttentionMetadata:
     query_lens = query_lens + [0] * padding
     num_reqs, starts = len(query_lens), np.cumsum([0, *query_lens], dtype=np.int32)
     on_host = SimpleNamespace(numpy=lambda: starts)
-    known = np.array(query_lens)[: len(query_lens) - padding] > 1
-    is_prefilling = SimpleNamespace(numpy=lambda: known)
+    reads = np.array(query_lens)[: len(query_lens) - padding] > 1
+    is_prefilling = SimpleNamespace(numpy=lambda: reads)
     ends = SimpleNamespace(numpy=lambda: np.array(query_lens) + 50)
     integers = {"dtype": torch.int32}
     known: dict[str, Any] = {
