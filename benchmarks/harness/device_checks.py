@@ -135,16 +135,13 @@ def compaction_checks(state: DeviceState) -> Iterator[Check]:
 
 def split_checks(state: DeviceState, chunks: Chunks, scores: torch.Tensor) -> Iterator[Check]:
     """As under an adaptive policy."""
-    decided = [Decided(torch.ones_like(state.decided.adaptive), c) for c in counts_twice(state)]
+    adaptive, counts = torch.ones_like(state.decided.adaptive), state.decided.counts
+    decided = [Decided(adaptive, counts.clone()) for _ in range(2)]
     rows = [replace(state.rows, first=state.rows.first.clone()) for _ in decided]
     for split, own, to in zip((split_layers, split_layers_plain), rows, decided, strict=True):
         split(scores, own, chunks, 0, to, SETTINGS.min_blocks)
     yield "a layer split by a prompt", difference(decided[0].counts, decided[1].counts), 0
     yield "head blocks after that", difference(rows[0].first, rows[1].first), 0
-
-
-def counts_twice(state: DeviceState) -> tuple[torch.Tensor, torch.Tensor]:
-    return state.decided.counts.clone(), state.decided.counts.clone()
 
 
 def storing_checks(state: DeviceState, dtype: torch.dtype) -> Iterator[Check]:

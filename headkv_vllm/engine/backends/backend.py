@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What our backends have in common, whatever kernels they run."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from vllm.v1.attention.backend import AttentionType, MultipleOf
 from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
@@ -17,6 +17,13 @@ class HeadKVBackendMixin:
     # vLLM's slot mapping takes a row for a plain list of blocks, so the implementation writes to
     # the cache itself, by a mapping of its own.
     forward_includes_kv_cache_update = True
+
+    preferred_block_size: ClassVar[int]
+
+    @classmethod
+    def get_preferred_block_size(cls, default_block_size: int) -> int:
+        """vLLM 0.33 asks for it where the user has set none; 0.32's platform is told by ours."""
+        return cls.preferred_block_size
 
     @staticmethod
     def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:

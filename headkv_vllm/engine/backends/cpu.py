@@ -15,11 +15,7 @@ class HeadKVCpuBackend(HeadKVBackendMixin, CPUAttentionBackend):
     """Stock CPU attention over whole blocks and, for compressed prompts, over head blocks."""
 
     supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto"]
-
-    @classmethod
-    def get_preferred_block_size(cls, default_block_size: int) -> int:
-        """vLLM 0.33 asks for it where the user has set none; 0.32's platform is told by ours."""
-        return CPU_BLOCK_SIZE
+    preferred_block_size = CPU_BLOCK_SIZE
 
     @staticmethod
     def get_impl_cls() -> type["HeadKVCpuImpl"]:

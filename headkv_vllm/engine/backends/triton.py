@@ -30,10 +30,7 @@ class HeadKVTritonBackend(HeadKVBackendMixin, AttentionBackend):
         "fp8_e4m3",
     ]
 
-    @classmethod
-    def get_preferred_block_size(cls, default_block_size: int) -> int:
-        """vLLM 0.33 asks for it where the user has set none; 0.32's platform is told by ours."""
-        return GPU_BLOCK_SIZE
+    preferred_block_size = GPU_BLOCK_SIZE
 
     @classmethod
     def supports_head_size(cls, head_size: int) -> bool:
