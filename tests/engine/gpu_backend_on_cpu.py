@@ -3,34 +3,41 @@
 
 A program of its own, `python -m tests.engine.gpu_backend_on_cpu triton`, because Triton must be
 told of that before anything imports it. With `flash_attn` in place of `triton` prompts are read by
-a plain stand-in for FlashAttention, which needs a GPU; with `cpu` the usual backend serves. Reads
-what to ask as JSON from standard input, and writes token ids to the last line of standard output.
+a plain stand-in for FlashAttention, which needs a GPU; with `cpu` the usual backend serves. A last
+argument `v2` brings vLLM's model runner for GPUs, see `gpu_runner_on_cpu`. Reads what to ask as
+JSON from standard input, and writes what came of it to the last line of standard output.
 """
 
 import json
 import os
 import sys
+from dataclasses import replace
 from typing import Any
 
-BACKEND = sys.argv[1]
+BACKEND, IS_V2 = sys.argv[1], "v2" in sys.argv[2:]
 os.environ |= {"TRITON_INTERPRET": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+from tests.engine import gpu_runner_on_cpu  # noqa: E402
+
+if IS_V2:
+    gpu_runner_on_cpu.prepare()
 
 from vllm import LLM  # noqa: E402
 from vllm.v1.attention.backends import fa_utils  # noqa: E402
 
 from headkv_vllm.engine.backends import triton_attention  # noqa: E402
-from headkv_vllm.engine.compatibility import Limits  # noqa: E402
 from headkv_vllm.engine.names import FLASH_ATTN_BACKEND_PATH, TRITON_BACKEND_PATH  # noqa: E402
 from headkv_vllm.engine.platforms.cpu import HeadKVCpuPlatform  # noqa: E402
+from headkv_vllm.engine.platforms.gpu import HeadKVGpuPlatform  # noqa: E402
 from headkv_vllm.kernels.stored_entries import store_entries_plain  # noqa: E402
-from tests.engine import stepping  # noqa: E402
+from tests.engine import recorded_graph, stepping  # noqa: E402
 from tests.engine.flash_attn_plain import flash_attn_varlen_func_plain  # noqa: E402
 
 PATHS = {"triton": TRITON_BACKEND_PATH, "flash_attn": FLASH_ATTN_BACKEND_PATH}
 
 if BACKEND != "cpu":
     HeadKVCpuPlatform.headkv_backend = PATHS[BACKEND]
-    HeadKVCpuPlatform.headkv_limits = Limits(cache_dtypes=("fp8",))
+    limits = HeadKVGpuPlatform.headkv_limits
+    HeadKVCpuPlatform.headkv_limits = replace(limits, cache_dtypes=("fp8",))
     fa_utils.flash_attn_varlen_func = flash_attn_varlen_func_plain
 
 
@@ -49,15 +56,21 @@ def answers(llm: LLM, requests: list[Any], num_steps: int) -> list[list[int]]:
 
 def main() -> None:
     asked = json.load(sys.stdin)
+    if IS_V2:
+        gpu_runner_on_cpu.install()
     if asked["engine"].get("kv_cache_dtype") == "fp8":
         # Triton's interpreter cuts off where GPUs, and torch, round.
         triton_attention.store_entries = store_entries_plain
     llm = LLM(**asked["engine"], distributed_executor_backend="uni")
     batches = [answers(llm, *batch) for batch in asked["batches"]]
-    layers = llm.llm_engine.vllm_config.compilation_config.static_forward_context.values()
+    vllm_config = llm.llm_engine.vllm_config
+    layers = vllm_config.compilation_config.static_forward_context.values()
     found = {
         "impls": sorted({type(layer.impl).__name__ for layer in layers}),
         "cache_dtypes": sorted({str(layer.kv_cache.dtype) for layer in layers}),
+        "runner_is_v2": vllm_config.use_v2_model_runner,
+        "scheduler": vllm_config.scheduler_config.get_scheduler_cls().__name__,
+        "num_replays": recorded_graph.RecordedGraph.num_replays,
         "answers": batches,
     }
     print(json.dumps(found))

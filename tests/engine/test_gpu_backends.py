@@ -36,9 +36,9 @@ ENGINE = {
 }
 
 
-def served(backend: str, batches: list[Any], **flags: Any) -> Any:
+def served(backend: str, batches: list[Any], *runner: str, **flags: Any) -> Any:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.gpu_backend_on_cpu", backend],
+        [sys.executable, "-m", "tests.engine.gpu_backend_on_cpu", backend, *runner],
         input=json.dumps({"engine": ENGINE | flags, "batches": batches}),
         text=True,
         capture_output=True,
@@ -81,6 +81,29 @@ def test_the_same_tokens_as_from_the_cpu_backend(expected: Any, backend: str, im
     """
     found = served(backend, BATCHES)
     assert found["impls"] == [impl]
+    assert found["answers"] == expected
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("drafts", [True, False], ids=["drafts", "graphs"])
+def test_the_same_tokens_from_model_runner_v2(expected: Any, drafts: bool) -> None:
+    """What vLLM takes on GPUs: its warm-up, whose rows are none of ours, and async scheduling.
+
+    Where there are no drafts, steps of single tokens are graphs, captured before.
+    """
+    flags = ENGINE | {"max_num_seqs": 4, "kv_cache_memory_bytes": 2**24}
+    if not drafts:
+        flags |= {"enforce_eager": False, "speculative_config": None}
+        flags["compilation_config"] = {
+            "mode": 0,
+            "cudagraph_mode": "FULL_DECODE_ONLY",
+            "cudagraph_capture_sizes": [1, 2, 4],
+        }
+    found = served("triton" if drafts else "flash_attn", BATCHES, "v2", **flags)
+    assert found["runner_is_v2"] and found["scheduler"] == "HeadKVAsyncScheduler"
+    assert found["num_replays"] == 0 if drafts else found["num_replays"] > 10
     assert found["answers"] == expected
 
 
