@@ -459,7 +459,13 @@ ATTENTION = (
         "vllm.model_executor.layers.attention.attention",
         "Attention",
         "a layer, whose name says which one it is",
-        ("layer_name",),
+        ("layer_name", "impl", "kv_cache", "num_heads", "num_kv_heads", "head_size"),
+    ),
+    Used(
+        "vllm.model_executor.warmup.jit_warmup",
+        "VllmJitKernel",
+        "extended: a step that compiles kernels is one of those to compile",
+        ("CompileKey", "get_warmup_keys", "compile", "register_warmup"),
     ),
     Used(
         _BACKEND,

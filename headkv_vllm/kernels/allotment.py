@@ -115,7 +115,7 @@ def first_head_blocks_plain(
     return first.to(rows.device)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def _deal_out(
     rows,
     width,

@@ -92,7 +92,7 @@ def attend_chunks_plain(
             output[token] = attended_plain(query[token], rows, request, end, inputs)
 
 
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit(do_not_specialize=["width", "layer"])
 def _attend_chunks(
     rows,
     width,

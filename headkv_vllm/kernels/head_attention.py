@@ -100,7 +100,12 @@ def attend_by_head_plain(
             output[token] = attended_plain(query[token], rows, request, end, inputs)
 
 
-@triton.jit(do_not_specialize=["layer", "num_seqs"])
+# Where a layer's own parts of these begin is not the same for all layers and steps. Their numbers
+# are read one at a time, which needs no alignment.
+PARTS = ("seq_lens", "first_piece", "sequences", "piece_lens")
+
+
+@triton.jit(do_not_specialize=["width", "num_seqs", "layer", *PARTS])
 def _attend_piece(
     query,
     query_stride,
@@ -172,7 +177,7 @@ def _attend_piece(
     tl.store(own_statistics + 1, total, mask=lane < GROUP_SIZE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_piece"])
 def _add_pieces(
     partial,
     statistics,

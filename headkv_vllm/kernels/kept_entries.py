@@ -56,7 +56,7 @@ def copy_entries_plain(
                 cache[targets[place // block_size], place % block_size] = source
 
 
-@triton.jit(do_not_specialize=["layer", "longest"])
+@triton.jit(do_not_specialize=["width", "longest", "layer"])
 def _copy(
     rows,
     width,

@@ -53,7 +53,7 @@ def kept_positions_plain(
     return positions.to(scores.device)
 
 
-@triton.jit(do_not_specialize=["layer", "longest"])
+@triton.jit(do_not_specialize=["width", "longest", "layer"])
 def _select(
     rows,
     width,

@@ -74,7 +74,7 @@ def split_layers_plain(
         rows.first[requests[prompt], own.start + 1 : own.stop + 1] = places.to(rows.first.device)
 
 
-@triton.jit(do_not_specialize=["layer", "longest"])
+@triton.jit(do_not_specialize=["width", "longest", "layer"])
 def _split(
     rows,
     width,

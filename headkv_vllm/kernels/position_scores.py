@@ -84,7 +84,7 @@ def position_scores_plain(
     return scores
 
 
-@triton.jit(do_not_specialize=["layer", "longest"])
+@triton.jit(do_not_specialize=["width", "longest", "layer"])
 def _score(
     rows,
     width,

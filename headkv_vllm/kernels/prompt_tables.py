@@ -60,7 +60,7 @@ def prompt_tables_plain(rows: DeviceRows, chunks: Chunks) -> PromptTables:
     return PromptTables(*columns)
 
 
-@triton.jit(do_not_specialize=["most_blocks"])
+@triton.jit(do_not_specialize=["width", "most_blocks"])
 def _list_blocks(
     rows,
     width,

@@ -63,7 +63,7 @@ def step_tokens_plain(
     return DeviceTokens(*columns), torch.tensor(slots, dtype=torch.int64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def _tokens(
     rows,
     width,

@@ -112,7 +112,7 @@ def window_scores_plain(
     return scores.to(query.device)
 
 
-@triton.jit(do_not_specialize=["layer", "longest"])
+@triton.jit(do_not_specialize=["width", "longest", "layer"])
 def _visit_keys(
     rows,
     width,
@@ -202,7 +202,7 @@ def _visit_keys(
         tl.store(total + statistics, tl.sum(visible, 1))
 
 
-@triton.jit(do_not_specialize=["num_tiles"])
+@triton.jit(do_not_specialize=["width", "num_tiles"])
 def _add_tiles(
     rows,
     width,

@@ -107,7 +107,7 @@ def work_list_plain(
     return WorkList(*(torch.tensor(values, dtype=torch.int32) for values in columns))
 
 
-@triton.jit(do_not_specialize=["num_seqs"])
+@triton.jit(do_not_specialize=["width", "num_seqs"])
 def _cut(
     rows,
     width,

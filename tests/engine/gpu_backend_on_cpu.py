@@ -3,9 +3,10 @@
 
 A program of its own, `python -m tests.engine.gpu_backend_on_cpu triton`, because Triton must be
 told of that before anything imports it. With `flash_attn` in place of `triton` prompts are read by
-a plain stand-in for FlashAttention, which needs a GPU; with `cpu` the usual backend serves. A last
-argument `v2` brings vLLM's model runner for GPUs, see `gpu_runner_on_cpu`. Reads what to ask as
-JSON from standard input, and writes what came of it to the last line of standard output.
+a plain stand-in for FlashAttention, which needs a GPU; with `cpu` the usual backend serves, which
+with a last argument `rounded` rounds entries as an fp8 cache does. A last argument `v2` brings
+vLLM's model runner for GPUs, see `gpu_runner_on_cpu`. Reads what to ask as JSON from standard
+input, and writes what came of it to the last line of standard output.
 """
 
 import json
@@ -24,12 +25,14 @@ if IS_V2:
 from vllm import LLM  # noqa: E402
 from vllm.v1.attention.backends import fa_utils  # noqa: E402
 
+from benchmarks.harness.rounded_entries import round_what_is_written  # noqa: E402
 from headkv_vllm.engine.backends import triton_attention  # noqa: E402
 from headkv_vllm.engine.names import FLASH_ATTN_BACKEND_PATH, TRITON_BACKEND_PATH  # noqa: E402
 from headkv_vllm.engine.platforms.cpu import HeadKVCpuPlatform  # noqa: E402
 from headkv_vllm.engine.platforms.gpu import HeadKVGpuPlatform  # noqa: E402
 from headkv_vllm.kernels.stored_entries import store_entries_plain  # noqa: E402
 from tests.engine import recorded_graph, stepping  # noqa: E402
+from tests.engine.compiled_kernels import CompiledKernels  # noqa: E402
 from tests.engine.flash_attn_plain import flash_attn_varlen_func_plain  # noqa: E402
 
 PATHS = {"triton": TRITON_BACKEND_PATH, "flash_attn": FLASH_ATTN_BACKEND_PATH}
@@ -58,10 +61,15 @@ def main() -> None:
     asked = json.load(sys.stdin)
     if IS_V2:
         gpu_runner_on_cpu.install()
+    if "rounded" in sys.argv:
+        round_what_is_written()
     if asked["engine"].get("kv_cache_dtype") == "fp8":
         # Triton's interpreter cuts off where GPUs, and torch, round.
         triton_attention.store_entries = store_entries_plain
+    compiled = CompiledKernels()
+    compiled.install()
     llm = LLM(**asked["engine"], distributed_executor_backend="uni")
+    before = set(compiled.variants)
     batches = [answers(llm, *batch) for batch in asked["batches"]]
     vllm_config = llm.llm_engine.vllm_config
     layers = vllm_config.compilation_config.static_forward_context.values()
@@ -70,6 +78,7 @@ def main() -> None:
         "cache_dtypes": sorted({str(layer.kv_cache.dtype) for layer in layers}),
         "runner_is_v2": vllm_config.use_v2_model_runner,
         "scheduler": vllm_config.scheduler_config.get_scheduler_cls().__name__,
+        "compiled_while_serving": sorted(compiled.variants - before),
         "num_replays": recorded_graph.RecordedGraph.num_replays,
         "answers": batches,
     }

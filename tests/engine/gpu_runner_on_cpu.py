@@ -72,9 +72,13 @@ def _as_on_gpus(warm_up: Any) -> Any:
         from vllm.v1.worker.gpu.warmup import warmup_kernels
         from vllm.v1.worker.workspace import init_workspace_manager
 
+        runner = worker.model_runner
         init_workspace_manager(worker.device)
-        warmup_kernels(worker.model_runner, worker.execute_model, worker.sample_tokens)
-        worker.model_runner.capture_model()
+        if worker.vllm_config.kernel_config.enable_jit_warmup:
+            runner.jit_warmup_registry.warmup()
+            warmup_kernels(runner, worker.execute_model, worker.sample_tokens)
+        if not worker.model_config.enforce_eager:
+            runner.capture_model()
         return warm_up(worker)
 
     return compile_or_warm_up_model

@@ -36,9 +36,9 @@ ENGINE = {
 }
 
 
-def served(backend: str, batches: list[Any], *runner: str, **flags: Any) -> Any:
+def served(backend: str, batches: list[Any], *changes: str, **flags: Any) -> Any:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.gpu_backend_on_cpu", backend, *runner],
+        [sys.executable, "-m", "tests.engine.gpu_backend_on_cpu", backend, *changes],
         input=json.dumps({"engine": ENGINE | flags, "batches": batches}),
         text=True,
         capture_output=True,
@@ -93,16 +93,19 @@ def test_the_same_tokens_from_model_runner_v2(expected: Any, drafts: bool) -> No
 
     Where there are no drafts, steps of single tokens are graphs, captured before.
     """
-    flags = ENGINE | {"max_num_seqs": 4, "kv_cache_memory_bytes": 2**24}
-    if not drafts:
-        flags |= {"enforce_eager": False, "speculative_config": None}
-        flags["compilation_config"] = {
-            "mode": 0,
-            "cudagraph_mode": "FULL_DECODE_ONLY",
-            "cudagraph_capture_sizes": [1, 2, 4],
-        }
+    flags: dict[str, Any] = {
+        "max_num_seqs": 4,
+        "kv_cache_memory_bytes": 2**24,
+        "enforce_eager": False,
+    }
+    graphs = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4]}
+    if drafts:
+        flags["compilation_config"] = {"mode": 0, "cudagraph_mode": "NONE"}
+    else:
+        flags |= {"speculative_config": None, "compilation_config": {"mode": 0, **graphs}}
     found = served("triton" if drafts else "flash_attn", BATCHES, "v2", **flags)
     assert found["runner_is_v2"] and found["scheduler"] == "HeadKVAsyncScheduler"
+    assert found["compiled_while_serving"] == []
     assert found["num_replays"] == 0 if drafts else found["num_replays"] > 10
     assert found["answers"] == expected
 
@@ -110,13 +113,16 @@ def test_the_same_tokens_from_model_runner_v2(expected: Any, drafts: bool) -> No
 @pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_fp8_entries_answer_alike(expected: Any) -> None:
-    """They are coarse: of the tokens only the answers' have to be the same."""
-    answered = [(SHORT, 3, {"headkv_budget": 0}), (LONG, 3, None)]
-    found = served("triton", [(answered, 0)], kv_cache_dtype="fp8")
+def test_fp8_entries(expected: Any) -> None:
+    """They are coarse: of the tokens only the answers' are those of others. All are those of a
+    CPU backend that rounds what it writes, which `benchmarks.fp8_accuracy` asks far more of.
+    """
+    asked = [([(SHORT, 8, {"headkv_budget": 0}), (LONG, 8, None)], 0)]
+    found = served("triton", asked, kv_cache_dtype="fp8")
     assert found["cache_dtypes"] == ["torch.uint8"]
     full, compressed = found["answers"][0]
-    assert full == expected[0][1][:3] and compressed == expected[0][0][:3]
+    assert full[:3] == expected[0][1][:3] and compressed[:3] == expected[0][0][:3]
+    assert found["answers"] == served("cpu", asked, "rounded")["answers"]
 
 
 def reasons(backend: Any = HeadKVTritonBackend, **changes: Any) -> list[str]:

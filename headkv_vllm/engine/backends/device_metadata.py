@@ -20,6 +20,7 @@ from headkv_vllm.block_row import HEADER_SIZE
 from headkv_vllm.budgets.policy import Policy
 from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.config import Settings
+from headkv_vllm.engine.backends.warm_up import StepWarmUp
 from headkv_vllm.engine.settings import read_settings
 from headkv_vllm.engine.worker_heads import worker_scores
 from headkv_vllm.kernels.allotment import HeadWeights, Sizes, first_head_blocks
@@ -103,6 +104,9 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
         self._inputs: dict[str, LayerInputs] = {}
         graphs = vllm_config.compilation_config.max_cudagraph_capture_size or 0
         self._reserve(max(vllm_config.scheduler_config.max_num_seqs, graphs))
+        warm_up = StepWarmUp(self, vllm_config, self._sizes)
+        if num_blocks >= warm_up.num_blocks:
+            warm_up.register_warmup()
 
     def build(
         self,
