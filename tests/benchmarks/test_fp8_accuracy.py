@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `benchmarks.fp8_accuracy` asks and tells; that its rounding is that of the kernels for GPUs
-is in `tests/engine/test_gpu_backends.py`.
+"""What `benchmarks.fp8_accuracy` asks and tells; `tests/engine/test_gpu_backends.py` compares its
+engine with one that stores e4m3.
 """
 
 import json
@@ -25,7 +25,7 @@ def test_entries_become_the_nearest_number_there_is() -> None:
 def test_a_difference_is_taken_prompt_by_prompt() -> None:
     plain, coarse = [1.0, 0.5, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]
     row = fp8_accuracy.row("single", 64, plain, coarse)
-    assert (row["bfloat16, %"], row["e4m3, %"], row["other prompts"]) == ("62.5", "50.0", 2)
+    assert (row["bfloat16, %"], row["e4m3, %"], row["prompts that differ"]) == ("62.5", "50.0", 2)
     assert row["difference"].startswith("-12.5 (")
 
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """An engine on CPUs that serves by a backend for GPUs, whose kernels run in Triton's interpreter.
 
-A program of its own, `python -m tests.engine.gpu_backend_on_cpu triton`, because Triton must be
-told of that before anything imports it. With `flash_attn` in place of `triton` prompts are read by
-a plain stand-in for FlashAttention, which needs a GPU; with `cpu` the usual backend serves, which
-with a last argument `rounded` rounds entries as an fp8 cache does. A last argument `v2` brings
-vLLM's model runner for GPUs, see `gpu_runner_on_cpu`. Reads what to ask as JSON from standard
-input, and writes what came of it to the last line of standard output.
+A program of its own, `python -m tests.engine.gpu_backend_on_cpu triton v2`, because Triton must be
+told of that before anything imports it. The engine does what engines on GPUs do, by vLLM's model
+runner v1 or v2; see `gpu_runner_on_cpu`. With `flash_attn` in place of `triton` prompts are read by
+a plain stand-in for FlashAttention, which needs a GPU. With `cpu` the usual backend serves as
+usual, or with `cpu rounded` with entries that are rounded as an fp8 cache does.
+Reads what to ask as JSON from standard input, and writes what came of it to the last line of
+standard output.
 """
 
 import json
@@ -15,12 +16,13 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-BACKEND, IS_V2 = sys.argv[1], "v2" in sys.argv[2:]
+BACKEND, MANNER = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
 os.environ |= {"TRITON_INTERPRET": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 from tests.engine import gpu_runner_on_cpu  # noqa: E402
 
-if IS_V2:
-    gpu_runner_on_cpu.prepare()
+if BACKEND != "cpu":
+    assert MANNER is not None
+    gpu_runner_on_cpu.prepare(MANNER)
 
 from vllm import LLM  # noqa: E402
 from vllm.v1.attention.backends import fa_utils  # noqa: E402
@@ -59,9 +61,9 @@ def answers(llm: LLM, requests: list[Any], num_steps: int) -> list[list[int]]:
 
 def main() -> None:
     asked = json.load(sys.stdin)
-    if IS_V2:
+    if BACKEND != "cpu":
         gpu_runner_on_cpu.install()
-    if "rounded" in sys.argv:
+    if MANNER == "rounded":
         round_what_is_written()
     if asked["engine"].get("kv_cache_dtype") == "fp8":
         # Triton's interpreter cuts off where GPUs, and torch, round.

@@ -9,7 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import GridExecutor
 
-HOST_READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+HOST_READS = (
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+)
 _launch = GridExecutor.__call__
 
 
@@ -17,7 +21,9 @@ class RecordedGraph(TorchDispatchMode):
     """Stands in for `torch.cuda.CUDAGraph`, for tensors of the CPU and Triton's interpreter.
 
     As there, only what is done to tensors is done again. What Python computed meanwhile stays as
-    it was, and so does a tensor that is no longer the one which the next step fills.
+    it was, and so does a tensor that is no longer the one which the next step fills. Unlike there,
+    work is done while it is captured, all its tensors live on, there are no streams, and of what
+    the host reads only part is seen; see `tests/engine/test_no_host_reads.py` for the rest.
     """
 
     num_replays: ClassVar[int] = 0

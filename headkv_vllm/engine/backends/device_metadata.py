@@ -20,7 +20,7 @@ from headkv_vllm.block_row import HEADER_SIZE
 from headkv_vllm.budgets.policy import Policy
 from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.config import Settings
-from headkv_vllm.engine.backends.warm_up import StepWarmUp
+from headkv_vllm.engine.backends.warm_up import STEP_WARM_UP
 from headkv_vllm.engine.settings import read_settings
 from headkv_vllm.engine.worker_heads import worker_scores
 from headkv_vllm.kernels.allotment import HeadWeights, Sizes, first_head_blocks
@@ -90,7 +90,7 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
         self._layers = {name: index for index, name in enumerate(layer_names)}
         scores = worker_scores(vllm_config, layer_names, num_kv_heads)
         self._weights = _weights(scores, settings, device)
-        self._sizes = Sizes(
+        self.sizes = Sizes(
             num_kv_heads, settings.window, kv_cache_spec.block_size, settings.min_blocks
         )
         recent = _by_policy(lambda policy: policy.positions == "recency", device)
@@ -104,9 +104,7 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
         self._inputs: dict[str, LayerInputs] = {}
         graphs = vllm_config.compilation_config.max_cudagraph_capture_size or 0
         self._reserve(max(vllm_config.scheduler_config.max_num_seqs, graphs))
-        warm_up = StepWarmUp(self, vllm_config, self._sizes)
-        if num_blocks >= warm_up.num_blocks:
-            warm_up.register_warmup()
+        STEP_WARM_UP.add(self)
 
     def build(
         self,
@@ -157,7 +155,7 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
     def _rows(
         self, table: torch.Tensor, query_start_loc: torch.Tensor, seq_lens: torch.Tensor
     ) -> DeviceRows:
-        sizes, step = self._sizes, (table, query_start_loc, seq_lens)
+        sizes, step = self.sizes, (table, query_start_loc, seq_lens)
         first = first_head_blocks(*step, self._weights, self._decided, sizes, self._buffers)
         return DeviceRows(
             table, first, len(self._layers), sizes.num_kv_heads, sizes.block_size, sizes.window
@@ -180,7 +178,7 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
 
         Only for these is there any memory to be had for scores of positions.
         """
-        may_complete = query_lens >= self._sizes.window
+        may_complete = query_lens >= self.sizes.window
         if common.is_prefilling is not None:
             # Requests that fill a graph up may be left out of it.
             known = common.is_prefilling.numpy()[: len(query_lens)]

@@ -11,6 +11,7 @@ from vllm.v1.attention.backend import AttentionImpl, AttentionLayer
 from headkv_vllm.engine.backends.device_metadata import Decodes, HeadKVDeviceMetadata
 from headkv_vllm.engine.backends.flat_cache import flat_head_blocks
 from headkv_vllm.engine.backends.layer_features import check_features
+from headkv_vllm.engine.backends.warm_up import STEP_WARM_UP
 from headkv_vllm.kernels.chunk_attention import attend_chunks
 from headkv_vllm.kernels.chunks import Chunks
 from headkv_vllm.kernels.head_attention import attend_by_head
@@ -50,6 +51,8 @@ class HeadKVTritonImpl(AttentionImpl[HeadKVDeviceMetadata]):
             sinks is not None,
             kv_sharing_target_layer_name is not None,
         )
+        # Both of vLLM's model runners take registrations while they make layers.
+        STEP_WARM_UP.register_warmup()
 
     def forward(
         self,

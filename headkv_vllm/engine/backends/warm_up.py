@@ -2,11 +2,11 @@
 """Compiles, before the first request, the kernels that no dummy step of vLLM's reaches."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+from weakref import WeakSet
 
 import torch
 from vllm.config import VllmConfig
-from vllm.model_executor.layers.attention.attention import Attention
 from vllm.model_executor.warmup.jit_warmup import VllmJitKernel
 from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
 
@@ -16,74 +16,95 @@ from headkv_vllm.kernels.allotment import Sizes
 
 @dataclass(frozen=True)
 class Step:
-    """One request's. num_computed: its tokens before the step."""
+    """What requests that all have the same row compute. num_computed: tokens of each before it."""
 
+    row: BlockRow
+    num_reqs: int
     num_computed: int
     num_new: int
 
 
-class StepWarmUp(VllmJitKernel[Step]):
-    """A request that is compressed and goes on, in the first layer: in vLLM's registry of kernels
-    to compile it is one more, and runs when all memory is there and nobody is served yet.
+def warm_up_steps(sizes: Sizes, max_num_seqs: int) -> list[Step]:
+    """A prompt that is compressed; a token after it, for batches of all sizes that kernels tell
+    apart; and two tokens at once.
+    """
+    num_compressed = sizes.min_blocks
+    length = (num_compressed + 1) * sizes.block_size + sizes.window
+    num_blocks = -(-(length + 3) // sizes.block_size)
+    blocks = tuple(range(1, 1 + num_compressed + num_blocks))
+    row = BlockRow(length, blocks[:num_compressed], blocks[num_compressed:], policy_index=0)
+    num_reqs = sorted({min(2**i, max_num_seqs) for i in range(max_num_seqs.bit_length() + 1)})
+    single = [Step(row, n, length, 1) for n in num_reqs]
+    return [Step(row, 1, 0, length), *single, Step(row, 1, length + 1, 2)]
 
-    It writes to blocks that are no request's, as vLLM's own warm-up does.
+
+class StepWarmUp(VllmJitKernel[tuple[AttentionMetadataBuilder[Any], Step]]):
+    """Registered among vLLM's kernels to warm up, and run like them: once the cache is there, and
+    before anything is served.
+
+    Then the blocks that it writes to are nobody's. Later they are not, so a builder's steps run
+    once, though vLLM may warm up again.
     """
 
-    CompileKey = Step
-
-    def __init__(
-        self, builder: AttentionMetadataBuilder[Any], vllm_config: VllmConfig, sizes: Sizes
-    ) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._builder, self._vllm_config = builder, vllm_config
-        num_compressed = sizes.min_blocks
-        length = (num_compressed + 1) * sizes.block_size + sizes.window
-        blocks = range(1, num_compressed + length // sizes.block_size + 2)
-        self._row = BlockRow(
-            length, tuple(blocks[:num_compressed]), tuple(blocks[num_compressed:]), 0
-        )
+        # The registry outlives a cache, and builders hold views of it.
+        self._waiting: WeakSet[AttentionMetadataBuilder[Any]] = WeakSet()
 
-    @property
-    def num_blocks(self) -> int:
-        """How many blocks a cache must have for it, the first, which is nobody's, included."""
-        return self._row.blocks[-1] + 1
+    def add(self, builder: AttentionMetadataBuilder[Any]) -> None:
+        """From now on the next warm-up of this builder's engine is its, too."""
+        self._waiting.add(builder)
 
-    def get_warmup_keys(self) -> list[Step]:
-        """The prompt, a token after it, and two at once."""
-        length = self._row.num_prompt_tokens
-        return [Step(0, length), Step(length, 1), Step(length + 1, 2)]
+    def get_warmup_keys(
+        self, vllm_config: VllmConfig
+    ) -> list[tuple[AttentionMetadataBuilder[Any], Step]]:
+        """The steps of each builder of this engine that waits, if its cache has room for them."""
+        found = []
+        for builder in [each for each in self._waiting if each.vllm_config is vllm_config]:
+            self._waiting.remove(builder)
+            steps = warm_up_steps(builder.sizes, vllm_config.scheduler_config.max_num_seqs)
+            if len(_first_layer(builder).kv_cache) > steps[0].row.blocks[-1]:
+                found += [(builder, step) for step in steps]
+        return found
 
     @torch.inference_mode()
-    def compile(self, compile_key: Step) -> None:
-        """Run the step that `compile_key` describes."""
-        metadata = self._builder.build(0, self._described(compile_key))
-        name = self._builder.layer_names[0]
-        layer = self._vllm_config.compilation_config.static_forward_context[name]
-        assert isinstance(layer, Attention)
+    def compile(self, compile_key: tuple[AttentionMetadataBuilder[Any], Step]) -> None:
+        """Run the step in the builder's first layer: kernels are the same for all."""
+        builder, step = compile_key
+        layer = _first_layer(builder)
         query, key, value = (
             torch.zeros(
-                (compile_key.num_new, num_heads, layer.head_size),
-                dtype=self._vllm_config.model_config.dtype,
-                device=self._builder.device,
+                (step.num_reqs * step.num_new, num_heads, layer.head_size),
+                dtype=builder.vllm_config.model_config.dtype,
+                device=builder.device,
             )
             for num_heads in (layer.num_heads, layer.num_kv_heads, layer.num_kv_heads)
         )
+        metadata = builder.build(0, _described(step, builder.device))
         output = torch.empty_like(query)
         layer.impl.forward(layer, query, key, value, layer.kv_cache, metadata, output=output)
 
-    def _described(self, step: Step) -> CommonAttentionMetadata:
-        device, seq_len = self._builder.device, step.num_computed + step.num_new
-        query_start_loc = torch.tensor([0, step.num_new], dtype=torch.int32)
-        return CommonAttentionMetadata(
-            query_start_loc=query_start_loc.to(device),
-            query_start_loc_cpu=query_start_loc,
-            seq_lens=torch.tensor([seq_len], dtype=torch.int32, device=device),
-            num_reqs=1,
-            num_actual_tokens=step.num_new,
-            max_query_len=step.num_new,
-            max_seq_len=seq_len,
-            block_table_tensor=torch.tensor(
-                [self._row.entries()], dtype=torch.int32, device=device
-            ),
-            slot_mapping=torch.empty(step.num_new, dtype=torch.int64, device=device),
-        )
+
+STEP_WARM_UP: Final = StepWarmUp()
+
+
+def _first_layer(builder: AttentionMetadataBuilder[Any]) -> Any:
+    layers = builder.vllm_config.compilation_config.static_forward_context
+    return layers[builder.layer_names[0]]
+
+
+def _described(step: Step, device: torch.device) -> CommonAttentionMetadata:
+    seq_len, num_tokens = step.num_computed + step.num_new, step.num_reqs * step.num_new
+    query_start_loc = torch.arange(0, num_tokens + 1, step.num_new, dtype=torch.int32)
+    rows = torch.tensor([step.row.entries()] * step.num_reqs, dtype=torch.int32)
+    return CommonAttentionMetadata(
+        query_start_loc=query_start_loc.to(device),
+        query_start_loc_cpu=query_start_loc,
+        seq_lens=torch.full((step.num_reqs,), seq_len, dtype=torch.int32, device=device),
+        num_reqs=step.num_reqs,
+        num_actual_tokens=num_tokens,
+        max_query_len=step.num_new,
+        max_seq_len=seq_len,
+        block_table_tensor=rows.to(device),
+        slot_mapping=torch.empty(num_tokens, dtype=torch.int64, device=device),
+    )
