@@ -249,8 +249,9 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("arguments", "found", "expected"), ERRORS, ids=lambda value: str(value))
-def test_errors(stored, reference, model, tmp_path, arguments, found, expected):
-    paths = {"tmp": tmp_path, "stored": stored, "heads": reference}
+def test_errors(stored, reference, model, tmp_path, monkeypatch, arguments, found, expected):
+    monkeypatch.chdir(tmp_path)  # messages cut long values short
+    paths = {"tmp": ".", "stored": stored, "heads": reference}
     given = [argument.format(**paths) for argument in arguments]
     if given[0] == "import":
         for option, value in (("--model", model), ("--out", tmp_path / "out.json")):
