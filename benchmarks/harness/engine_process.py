@@ -8,21 +8,23 @@ there see the scheduler and its pool. Each function takes the `LLM` first and mu
 import multiprocessing
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
 START_TIMEOUT = 600
 CALL_TIMEOUT = 280
+Environment = Mapping[str, str | None]
 
 
 class EngineProcess:
     """An engine with the arguments of `vllm.LLM`, and calls of functions inside it.
 
     Several can start at once: only the first call, or `wait_until_ready`, waits for the engine.
+    environment: variables of its process; None takes one away.
     """
 
-    def __init__(self, environment: dict[str, str] | None = None, **arguments: Any) -> None:
+    def __init__(self, environment: Environment | None = None, **arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         inside = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **(environment or {})}
@@ -66,8 +68,11 @@ class EngineProcess:
         return result
 
 
-def _serve(connection: Connection, environment: dict[str, str], arguments: dict[str, Any]) -> None:
-    os.environ.update(environment)
+def _serve(connection: Connection, environment: Environment, arguments: dict[str, Any]) -> None:
+    for name, value in environment.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
     from vllm import LLM
 
     llm = None

@@ -61,6 +61,20 @@ def completed(rows: DeviceRows, chunks: Chunks) -> list[Completed | None]:
     return found
 
 
+def num_completed(rows: DeviceRows, chunks: Chunks) -> torch.Tensor:
+    """How many prompts the step completes and compresses: [] int64, on the device."""
+    requests = chunks.requests.long()
+    lengths, num_compressed = rows.rows[requests, 0], rows.rows[requests, 1]
+    ends = chunks.seq_lens[requests]
+    num_computed = ends - chunks.query_start_loc.diff()[requests]
+    return ((num_compressed > 0) & (num_computed < lengths) & (lengths <= ends)).sum()
+
+
+def num_completed_plain(rows: DeviceRows, chunks: Chunks) -> torch.Tensor:
+    """Plain twin of `num_completed`."""
+    return torch.tensor(sum(one is not None for one in completed(rows, chunks)))
+
+
 def follows_compressed(rows: DeviceRows, chunks: Chunks, request: int) -> bool:
     """Whether the request's new tokens attend what its heads keep of a prompt, by counting."""
     row = BlockRow.parse(rows.rows[request].tolist())

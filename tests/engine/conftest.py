@@ -17,7 +17,10 @@ COMMON: dict[str, Any] = {
     "max_num_batched_tokens": 8192,
     "block_size": 16,
     "seed": 0,
+    "kv_cache_memory_bytes": 2**28,
 }
+# About ten are kept: what the shell grants each is too much, and vLLM heeds it more.
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": None}
 
 
 class Engines:
@@ -48,7 +51,7 @@ class Engines:
         key = json.dumps(arguments, sort_keys=True)
         if key not in self._running:
             model = {"model": str(checkpoint_path())}
-            self._running[key] = EngineProcess(**{**model, **COMMON, **arguments})
+            self._running[key] = EngineProcess(ENVIRONMENT, **{**model, **COMMON, **arguments})
         return self._running[key]
 
 

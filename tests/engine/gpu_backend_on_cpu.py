@@ -18,6 +18,7 @@ from typing import Any
 
 BACKEND, MANNER = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
 os.environ |= {"TRITON_INTERPRET": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # which vLLM heeds more than what is asked
 from tests.engine import gpu_runner_on_cpu  # noqa: E402
 
 if BACKEND != "cpu":
@@ -32,6 +33,7 @@ from headkv_vllm.engine.backends import triton_attention  # noqa: E402
 from headkv_vllm.engine.names import FLASH_ATTN_BACKEND_PATH, TRITON_BACKEND_PATH  # noqa: E402
 from headkv_vllm.engine.platforms.cpu import HeadKVCpuPlatform  # noqa: E402
 from headkv_vllm.engine.platforms.gpu import HeadKVGpuPlatform  # noqa: E402
+from headkv_vllm.engine.worker_table import worker_table  # noqa: E402
 from headkv_vllm.kernels.stored_entries import store_entries_plain  # noqa: E402
 from tests.engine import recorded_graph, stepping  # noqa: E402
 from tests.engine.compiled_kernels import CompiledKernels  # noqa: E402
@@ -72,8 +74,11 @@ def main() -> None:
     compiled.install()
     llm = LLM(**asked["engine"], distributed_executor_backend="uni")
     before = set(compiled.variants)
-    batches = [answers(llm, *batch) for batch in asked["batches"]]
     vllm_config = llm.llm_engine.vllm_config
+    batches, num_compactions = [], []
+    for batch in asked["batches"]:
+        batches.append(answers(llm, *batch))
+        num_compactions.append(worker_table(vllm_config).num_compactions)
     layers = vllm_config.compilation_config.static_forward_context.values()
     found = {
         "impls": sorted({type(layer.impl).__name__ for layer in layers}),
@@ -81,6 +86,7 @@ def main() -> None:
         "runner_is_v2": vllm_config.use_v2_model_runner,
         "scheduler": vllm_config.scheduler_config.get_scheduler_cls().__name__,
         "compiled_while_serving": sorted(compiled.variants - before),
+        "num_compactions": num_compactions,
         "num_replays": recorded_graph.RecordedGraph.num_replays,
         "answers": batches,
     }

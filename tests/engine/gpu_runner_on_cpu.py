@@ -6,8 +6,11 @@ comes before vLLM is imported, `install` after.
 """
 
 import os
+from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
+
+import torch
 
 
 def prepare(version: str) -> None:
@@ -35,6 +38,7 @@ def install() -> None:
     from tests.engine import recorded_graph
 
     recorded_graph.install()
+    torch.cuda.Event = _Event  # type: ignore[misc, assignment]
     interpreter._interpreter = _AnyMask(interpreter._interpreter)
     CpuPlatform.check_and_update_config = _keep_what_cpus_take_away(
         CpuPlatform.check_and_update_config.__func__
@@ -49,6 +53,26 @@ def install() -> None:
     decorated.get_warmup_keys = lambda *unused, **unused_too: []
     SamplingParams.for_sampler_warmup = staticmethod(lambda: SamplingParams(temperature=0))
     cuda_graph.weak_ref_tensors = lambda tensors: tensors  # a kernel of GPUs
+
+
+class _Event:
+    """The device has always come to it."""
+
+    def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None:
+        self.time = 0.0
+
+    def record(self, stream: object = None) -> None:
+        self.time = perf_counter()
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, later: "_Event") -> float:
+        return 1000 * (later.time - self.time)
+
+    def synchronize(self) -> None: ...
+
+    def wait(self, stream: object = None) -> None: ...
 
 
 class _AnyMask:

@@ -70,6 +70,7 @@ MIXED = [
     ("? " + SHORT, 6, {"headkv_budget": 40, "headkv_policy": "headkv_ada"}),
 ]
 RESUMED = [(SHORT, 12, {"headkv_policy": "adakv"}), (SHORT + " ?", 12, {"headkv_budget": 0})]
+NUM_COMPACTIONS = [3, 4]  # after the first batches; when the last is preempted steps decide
 BATCHES = [(MIXED, 0), ([(LONG, 7, {"headkv_budget": 96})], 0), (RESUMED, 9)]
 
 
@@ -77,6 +78,7 @@ BATCHES = [(MIXED, 0), ([(LONG, 7, {"headkv_budget": 96})], 0), (RESUMED, 9)]
 def expected() -> Any:
     found = served("cpu", BATCHES, **DRAFTS)
     assert found["impls"] == ["HeadKVCpuImpl"]
+    assert found["num_compactions"][:2] == NUM_COMPACTIONS
     return found["answers"]
 
 
@@ -94,6 +96,7 @@ def test_the_same_tokens_as_from_the_cpu_backend(expected: Any, engine: str) -> 
     assert found["impls"] == ["HeadKVTritonImpl"]
     assert found["runner_is_v2"] == engine.endswith("v2")
     assert found["compiled_while_serving"] == []
+    assert found["num_compactions"][:2] == NUM_COMPACTIONS
     assert found["answers"] == expected
 
 
@@ -107,6 +110,7 @@ def test_graphs_give_the_same_tokens(expected: Any, engine: str) -> None:
     assert found["impls"] == ["HeadKVFlashAttentionImpl"]
     assert found["scheduler"] == "HeadKVAsyncScheduler" and found["num_replays"] > 10
     assert found["compiled_while_serving"] == []
+    assert found["num_compactions"][:2] == NUM_COMPACTIONS
     assert found["answers"] == expected
 
 

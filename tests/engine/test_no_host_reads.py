@@ -20,11 +20,23 @@ from headkv_vllm.engine.backends.flash_attn import (
     HeadKVFlashAttentionMetadataBuilder,
 )
 from headkv_vllm.engine.backends.triton_attention import HeadKVTritonImpl
+from headkv_vllm.engine.worker_table import WorkerTable
 from headkv_vllm.kernels import head_attention
 
 pytest.importorskip("triton")
 LAYERS = ["model.layers.0.attn", "model.layers.1.attn"]
 NUM_KV_HEADS, HEAD_SIZE, BLOCK_SIZE = 2, 32, 16
+
+
+class NeverReached:
+    """An event of a device that is far behind."""
+
+    def __init__(self, enable_timing: bool = False) -> None: ...
+
+    def record(self) -> None: ...
+
+    def query(self) -> bool:
+        return False
 
 
 @pytest.fixture
@@ -37,6 +49,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(type(head_attention._attend_piece), "run", launch)
     monkeypatch.setattr(device_metadata, "read_settings", lambda _: Settings(budget=64))
+    monkeypatch.setattr(device_metadata, "worker_table", lambda _: WorkerTable.private())
+    monkeypatch.setattr(torch.cuda, "Event", NeverReached)
     monkeypatch.setattr(device_metadata, "worker_scores", lambda *_: np.ones((2, NUM_KV_HEADS)))
     with FakeTensorMode():
         yield launched

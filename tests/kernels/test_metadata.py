@@ -20,6 +20,7 @@ from headkv_vllm.kernels.allotment import (
     first_head_blocks_plain,
 )
 from headkv_vllm.kernels.buffers import Buffers
+from headkv_vllm.kernels.chunks import num_completed, num_completed_plain
 from headkv_vllm.kernels.prompt_tables import prompt_tables, prompt_tables_plain
 from headkv_vllm.kernels.rows import (
     DeviceRows,
@@ -126,6 +127,13 @@ class TestAllotment:
         weights, sizes = weights_of(np.ones((2, 3)), 8), Sizes(3, 8, 16, 1)
         step = (rows, starts, ends, weights, nothing_decided(6), sizes, BUFFERS)
         assert not first_head_blocks(*step).any()
+
+
+@FEW
+@given(steps(kinds=("prefill", "last", "resumed", "drafts")))
+def test_prompts_that_are_completed_are_counted(step):
+    rows, chunks = device_rows(step), chunks_of(step)
+    assert num_completed(rows, chunks) == num_completed_plain(rows, chunks)
 
 
 class TestPromptTables:

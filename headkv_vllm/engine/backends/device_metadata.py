@@ -20,12 +20,14 @@ from headkv_vllm.block_row import HEADER_SIZE
 from headkv_vllm.budgets.policy import Policy
 from headkv_vllm.budgets.registry import POLICIES
 from headkv_vllm.config import Settings
+from headkv_vllm.engine.backends.device_clock import DeviceClock, StepClock
 from headkv_vllm.engine.backends.warm_up import STEP_WARM_UP
 from headkv_vllm.engine.settings import read_settings
 from headkv_vllm.engine.worker_heads import worker_scores
+from headkv_vllm.engine.worker_table import worker_table
 from headkv_vllm.kernels.allotment import HeadWeights, Sizes, first_head_blocks
 from headkv_vllm.kernels.buffers import Buffers
-from headkv_vllm.kernels.chunks import Chunks
+from headkv_vllm.kernels.chunks import Chunks, num_completed
 from headkv_vllm.kernels.decided import Decided
 from headkv_vllm.kernels.layer_inputs import LayerInputs
 from headkv_vllm.kernels.position_scores import Wanted
@@ -51,7 +53,7 @@ class Decodes:
 class HeadKVDeviceMetadata:
     """One step. layers: index of each layer by name. slots: [num_tokens] int64.
 
-    completing: those of `chunks` that may complete prompts.
+    completing: those of `chunks` that may complete prompts. clock: how long that takes.
     inputs: what each layer has made of its view of the cache, by name; as long as the builder is.
     prompt_tables: of the requests in `chunks`, where another kernel than ours reads prompts.
     """
@@ -61,6 +63,7 @@ class HeadKVDeviceMetadata:
     slots: torch.Tensor
     chunks: Chunks | None
     completing: Chunks | None
+    clock: StepClock | None
     decodes: Decodes | None
     wanted: Wanted
     decided: Decided
@@ -100,6 +103,7 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
         counts = torch.zeros((num_blocks, scores.size), dtype=torch.int32, device=device)
         self._decided = Decided(_by_policy(lambda policy: policy.adaptive, device), counts)
         self._num_programs = num_programs_of(device)
+        self._clock = DeviceClock(worker_table(vllm_config))
         self._buffers = Buffers(device)
         self._inputs: dict[str, LayerInputs] = {}
         graphs = vllm_config.compilation_config.max_cudagraph_capture_size or 0
@@ -130,12 +134,14 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
         # A single token is a decode, whatever its request is at, for the step that completes a
         # prompt computes its window. So a graph of decodes fits every step of single tokens.
         is_chunk = query_lens > 1
+        completing = self._completing(common, query_lens)
         return HeadKVDeviceMetadata(
             self._layers,
             rows,
             slots,
             self._chunks(common, is_chunk),
-            self._completing(common, query_lens),
+            completing,
+            self._timed(rows, completing),
             self._decodes(common, is_chunk, rows, tokens),
             self._wanted,
             self._decided,
@@ -188,6 +194,12 @@ class HeadKVDeviceMetadataBuilder(AttentionMetadataBuilder[HeadKVDeviceMetadata]
             return chunks
         ends = common.seq_lens_cpu_upper_bound.numpy()[: len(query_lens)]
         return replace(chunks, longest=int(ends[may_complete].max()))
+
+    def _timed(self, rows: DeviceRows, completing: Chunks | None) -> StepClock | None:
+        self._clock.collect()
+        if completing is None:
+            return None
+        return self._clock.begin(num_completed(rows, completing))
 
     def _decodes(
         self,

@@ -81,7 +81,9 @@ class HeadKVTritonImpl(AttentionImpl[HeadKVDeviceMetadata]):
         if attn_metadata.chunks is not None:
             self._attend_chunks(query, kv_cache, inputs, attn_metadata, output)
         if attn_metadata.completing is not None:
-            _compress(query, attn_metadata.completing, inputs, attn_metadata)
+            assert attn_metadata.clock is not None
+            with attn_metadata.clock.measuring():
+                _compress(query, attn_metadata.completing, inputs, attn_metadata)
         if attn_metadata.decodes is not None:
             _decode(query[:num_tokens], attn_metadata.decodes, inputs, attn_metadata, output)
         return output

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles, before the first request, the kernels that no dummy step of vLLM's reaches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -11,6 +11,7 @@ from vllm.model_executor.warmup.jit_warmup import VllmJitKernel
 from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
 
 from headkv_vllm.block_row import BlockRow
+from headkv_vllm.engine.backends.device_clock import StepClock
 from headkv_vllm.kernels.allotment import Sizes
 
 
@@ -81,6 +82,8 @@ class StepWarmUp(VllmJitKernel[tuple[AttentionMetadataBuilder[Any], Step]]):
             for num_heads in (layer.num_heads, layer.num_kv_heads, layer.num_kv_heads)
         )
         metadata = builder.build(0, _described(step, builder.device))
+        nothing = torch.zeros((), dtype=torch.int64, device=builder.device)
+        metadata = replace(metadata, clock=StepClock(nothing))  # it is nobody's prompt
         output = torch.empty_like(query)
         layer.impl.forward(layer, query, key, value, layer.kv_cache, metadata, output=output)
 
