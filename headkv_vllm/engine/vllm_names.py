@@ -437,7 +437,7 @@ ATTENTION = (
         "canonicalize_singleton_dim_strides",
         "what FlashAttention 3 wants of a cache with one KV head",
     ),
-    Used("vllm.utils.torch_utils", "is_quantized_kv_cache", "whether entries are fp8"),
+    Used("vllm.v1.kv_cache_interface", "is_quantized_kv_cache", "whether entries are fp8"),
     Used(
         _BACKEND,
         "AttentionCGSupport",

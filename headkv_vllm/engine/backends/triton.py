@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import torch
 from vllm.platforms.interface import DeviceCapability
-from vllm.utils.torch_utils import is_quantized_kv_cache
 from vllm.v1.attention.backend import AttentionBackend
+from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 
 from headkv_vllm.engine.backends.backend import HeadKVBackendMixin
 from headkv_vllm.engine.backends.device_metadata import HeadKVDeviceMetadataBuilder

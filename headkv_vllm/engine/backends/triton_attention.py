@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from vllm.platforms import current_platform
-from vllm.utils.torch_utils import is_quantized_kv_cache
 from vllm.v1.attention.backend import AttentionImpl, AttentionLayer
+from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 
 from headkv_vllm.engine.backends.device_metadata import Decodes, HeadKVDeviceMetadata
 from headkv_vllm.engine.backends.flat_cache import flat_head_blocks
