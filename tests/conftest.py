@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all tests share."""
 
-import os
-from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pkgutil import iter_modules
@@ -12,7 +10,6 @@ import torch
 from hypothesis import settings
 
 from headkv_vllm import kernels
-from tests import lanes
 
 # A first call that imports or compiles, on a machine that is busy, says nothing of the code.
 settings.register_profile("patient", deadline=None)
@@ -35,24 +32,3 @@ def interpret_triton() -> None:
 
 
 interpret_triton()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    worker = getattr(config, "workerinput", None)
-    if worker is not None:
-        cores = lanes.own_cores(worker)
-        os.sched_setaffinity(0, cores)
-        torch.set_num_threads(len(cores))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    lanes.keep_together(items)
-
-
-@pytest.fixture
-def all_cores() -> Iterator[None]:
-    """Lets the processes that a test starts have every core."""
-    own = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, lanes.ALL_CORES)
-    yield
-    os.sched_setaffinity(0, own)

@@ -33,7 +33,6 @@ def by_engine(server: Server, name: str) -> list[float]:
     return [s.value for s in sorted(samples, key=lambda sample: sample.labels["engine"])]
 
 
-@pytest.mark.usefixtures("all_cores")
 def test_both_engines_compress_and_count() -> None:
     asked = list(generate_samples("single", 1024, 8, seed=3))
     with Server(checkpoint_path(), *ARGUMENTS) as server:
