@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from statistics import mean
 from typing import Annotated, Any, Final
 
 import typer
@@ -17,7 +18,8 @@ from rich.progress import track
 from benchmarks.harness.command import Out, command_line
 from benchmarks.harness.report import RESULTS, Report
 from benchmarks.harness.rounded_entries import round_what_is_written
-from headkv_vllm.evaluation.intervals import Interval, bootstrap_interval
+from benchmarks.kvpress_report import percent
+from headkv_vllm.evaluation.intervals import bootstrap_interval
 from headkv_vllm.needle.grading import grade
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import TASKS, Sample, Task, generate_samples
@@ -69,21 +71,15 @@ NOTE: Final = (
 def row(
     task: Task, budget: int, plain: Sequence[float], rounded: Sequence[float]
 ) -> dict[str, Any]:
-    differences = [100 * (ours - theirs) for ours, theirs in zip(rounded, plain, strict=True)]
+    differences = [ours - theirs for ours, theirs in zip(rounded, plain, strict=True)]
     return {
         "task": task,
         "budget": budget,
-        **{
-            f"{NAMES[rounds]}, %": f"{100 * sum(scores) / len(scores):.1f}"
-            for rounds, scores in ((False, plain), (True, rounded))
-        },
-        "difference": shown(bootstrap_interval(differences, SEED)),
+        f"{NAMES[False]}, %": f"{100 * mean(plain):.1f}",
+        f"{NAMES[True]}, %": f"{100 * mean(rounded):.1f}",
+        "difference": percent(bootstrap_interval(differences, SEED), "+"),
         "prompts that differ": sum(difference != 0 for difference in differences),
     }
-
-
-def shown(interval: Interval) -> str:
-    return f"{interval.mean:+.1f} ({interval.low:+.1f} to {interval.high:+.1f})"
 
 
 def in_a_process(drawn: dict[Task, list[Sample]], budgets: Sequence[int], rounds: bool) -> Scores:

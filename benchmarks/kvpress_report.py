@@ -178,16 +178,17 @@ def _row(line: Line) -> tuple[str, ...]:
         str(line.num_questions),
         " / ".join(sorted(kept)),
         str(line.cell.ours),
-        _percent(line.ours),
+        percent(line.ours),
         str(line.cell.theirs),
-        _percent(line.theirs),
+        percent(line.theirs),
         f"{line.fewest_theirs} to {line.most_theirs}",
-        _percent(line.difference, "+") + ("" if line.agrees else " *"),
+        percent(line.difference, "+") + ("" if line.agrees else " *"),
         f"{100 * line.values_ours.mean:.1f} / {100 * line.values_theirs.mean:.1f}",
         f"{line.same_answers:.0%}",
     )
 
 
-def _percent(interval: Interval, sign: str = "") -> str:
+def percent(interval: Interval, sign: str = "") -> str:
+    """Of shares: their mean, and its bounds."""
     mean, low, high = (100 * value for value in (interval.mean, interval.low, interval.high))
     return f"{mean:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"

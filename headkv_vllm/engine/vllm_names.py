@@ -465,7 +465,7 @@ ATTENTION = (
         "vllm.model_executor.warmup.jit_warmup",
         "VllmJitKernel",
         "extended: a step that compiles kernels is one of those to compile",
-        ("CompileKey", "get_warmup_keys", "compile", "register_warmup"),
+        ("get_warmup_keys", "compile", "register_warmup"),
     ),
     Used(
         _BACKEND,

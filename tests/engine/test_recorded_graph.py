@@ -29,6 +29,7 @@ def test_what_python_knew_and_where_tensors_were_stays() -> None:
     with recording(graph):
         result.copy_(given * factor)
     factor, given = 5, torch.full((3,), 7.0)
+    result.zero_()
     graph.replay()
     assert result.tolist() == [2.0] * 3
 
