@@ -1,106 +1,199 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine's part of `scripts/gpu-check`: its answers, and its times beside stock vLLM's.
+"""Whole engines on a GPU: decode steps, time to the first token, memory; beside stock vLLM.
 
-Three engines at once, with pools of 15 GiB each: it takes a GPU of 80 GiB.
+A model of Qwen3-4B's shape with random weights. The engines take most of the GPU's memory, so they
+live one after the other; the second one imports vLLM while the first one measures. The short twin
+is the stock engine with prompts as long as what headkv keeps.
 """
 
-from dataclasses import dataclass
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import Any, Final
 
-from benchmarks import capacity, decode_step, prefill
-from benchmarks.harness.pairs import Pairs
+from benchmarks.harness import stepping
+from benchmarks.harness.engine_process import EngineProcess
 from benchmarks.harness.report import Bar
-from benchmarks.harness.sides import BLOCK_SIZE, engines, sides
-from headkv_vllm.needle.grading import grade
-from headkv_vllm.needle.paths import checkpoint_path
-from headkv_vllm.needle.tasks import generate_samples
+from benchmarks.harness.shapes import config_folder
+from benchmarks.harness.sides import ENVIRONMENT, score_file
 
-FLAGS: Final[dict[str, Any]] = {
-    "enforce_eager": False,  # with CUDA graphs
-    "gpu_memory_utilization": 0.28,  # three engines at once
-    "async_scheduling": False,  # each step's time is its own
-    "one_by_one": True,
-}
+BLOCK_SIZE: Final = 16
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """decode, capacity: cases of the benchmarks by these names. ttft_tokens: of the prompts whose
-    first token is waited for, `num_prompts` on each side; as many are answered.
+    """num_requests prompts of prompt_tokens, of which each head keeps `budget` on average.
+
+    ttft_tokens: of the `num_long` prompts whose first token is waited for, after one to warm up.
     """
 
-    decode: decode_step.Case
-    capacity: capacity.Load
-    shape: str
-    ttft_tokens: int
-    num_prompts: int
+    shape: str = "qwen3-4b"
+    num_requests: int = 32
+    prompt_tokens: int = 8192
+    budget: int = 1024
+    num_steps: int = 64
+    ttft_tokens: int = 32_768
+    num_long: int = 3
+    max_num_batched_tokens: int = 8192
+
+    @property
+    def num_blocks(self) -> int:
+        """Of a pool in which stock vLLM decodes all requests at once."""
+        tokens = max(self.num_requests * (self.prompt_tokens + 256), self.ttft_tokens + 256)
+        return tokens // BLOCK_SIZE + 64
 
 
-FULL: Final = Sizes(
-    decode_step.Case(16, 8192, 1024, shape="qwen3-0.6b", num_rounds=30),
-    capacity.Load(),
-    "qwen3-0.6b",
-    ttft_tokens=32_768,
-    num_prompts=16,
-)
+GRAPHS: Final[dict[str, Any]] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+"""No torch.compile: it takes a minute, and the same from both engines."""
 
 
-def bars(sizes: Sizes = FULL, flags: dict[str, Any] = FLAGS) -> list[Bar]:
-    """Everything is measured, one part after the other."""
-    (steps,) = decode_step.measure_all([sizes.decode], None, **flags)
-    counts = capacity.measure_sides(sizes.capacity, "2-layer", **flags)
-    tokens = f"{sizes.ttft_tokens:,}"
+def arguments(sizes: Sizes, **more: Any) -> dict[str, Any]:
+    """Of `vllm.LLM`, the same for both engines."""
+    return {
+        "model": str(config_folder(sizes.shape)),
+        "load_format": "dummy",
+        "dtype": "bfloat16",
+        "skip_tokenizer_init": True,
+        "block_size": BLOCK_SIZE,
+        "max_model_len": max(sizes.ttft_tokens, sizes.prompt_tokens) + 512,
+        "max_num_seqs": sizes.num_requests,
+        "max_num_batched_tokens": sizes.max_num_batched_tokens,
+        "num_gpu_blocks_override": sizes.num_blocks,
+        "compilation_config": GRAPHS | {"cudagraph_capture_sizes": sorted({1, sizes.num_requests})},
+        **more,
+    }
+
+
+def of_headkv(sizes: Sizes) -> dict[str, Any]:
+    settings = {"scores": str(score_file(config_folder(sizes.shape))), "budget": sizes.budget}
+    return {"attention_backend": "HEADKV", "additional_config": {"headkv": settings}}
+
+
+@dataclass(frozen=True)
+class Decode:
+    """step: seconds of a step in which every request gets a token; used: part of the pool."""
+
+    step: float
+    used: float
+
+
+def decode(llm: Any, sizes: Sizes, prompt_tokens: int, asked: dict[str, Any] | None) -> Decode:
+    """Inside the engine: all prompts are read, then some steps are timed.
+
+    With asynchronous scheduling a call returns what an earlier step computed, so the time is that
+    of many calls together.
+    """
+    num_steps, warm_up = sizes.num_steps, 8
+    # Requests start one after the other, and the first ones must still be there at the end.
+    max_tokens = num_steps + 3 * warm_up + 2 * sizes.num_requests
+    stepping.add_requests(llm, sizes.num_requests, prompt_tokens, max_tokens, 0, asked)
+    stepping.prefill(llm)
+    stepping.decode(llm, warm_up)
+    started = perf_counter()
+    stepping.decode(llm, num_steps)
+    step = (perf_counter() - started) / num_steps
+    used = stepping.core(llm).scheduler.kv_cache_manager.usage
+    stepping.abort_all(llm)
+    return Decode(step, used)
+
+
+def first_token(llm: Any, sizes: Sizes, asked: dict[str, Any] | None) -> list[float]:
+    """Inside the engine: seconds to the first token of one long prompt after the other."""
+    times = []
+    for index in range(sizes.num_long + 1):
+        stepping.add_requests(llm, 1, sizes.ttft_tokens, 4, index, asked)
+        started = perf_counter()
+        stepping.prefill(llm)
+        times.append(perf_counter() - started)
+        stepping.abort_all(llm)
+    return times[1:]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """By side: stock, twin, headkv, off (headkv with a budget of 0)."""
+
+    decode: dict[str, Decode]
+    ttft: dict[str, list[float]]
+
+    def step_ratio(self, one: str, other: str) -> float:
+        return self.decode[one].step / self.decode[other].step
+
+    def ttft_ratio(self, one: str, other: str) -> float:
+        return median(self.ttft[one]) / median(self.ttft[other])
+
+
+def measure(sizes: Sizes, **more: Any) -> Measured:
+    """more: further arguments of `vllm.LLM`, for both engines."""
+    common = arguments(sizes, **more)
+    off = {"headkv_budget": 0}
+    stock = EngineProcess(ENVIRONMENT, **common)
+    headkv = EngineProcess(ENVIRONMENT, starts_at_once=False, **common | of_headkv(sizes))
+    try:
+        steps = {
+            "stock": stock.call(decode, sizes, sizes.prompt_tokens, None),
+            "twin": stock.call(decode, sizes, sizes.budget, None),
+        }
+        ttft = {"stock": stock.call(first_token, sizes, None)}
+        stock.stop()
+        steps["headkv"] = headkv.call(decode, sizes, sizes.prompt_tokens, None)
+        steps["off"] = headkv.call(decode, sizes, sizes.prompt_tokens, off)
+        ttft["headkv"] = headkv.call(first_token, sizes, None)
+        ttft["off"] = headkv.call(first_token, sizes, off)
+    finally:
+        stock.stop()
+        headkv.stop()
+    return Measured(steps, ttft)
+
+
+def bars(sizes: Sizes, found: Measured) -> list[Bar]:
+    """What is promised of an engine on a GPU."""
+    load = f"{sizes.num_requests} x {sizes.prompt_tokens:,}, budget {sizes.budget:,}"
+    long = f"{sizes.ttft_tokens:,} tokens"
     return [
-        *answer_bars(sizes.num_prompts, flags),
-        Bar("engine step / short twin's", steps.against("twin").ratio, 1.05, at_most=True),
-        Bar("stock's engine step / headkv's", steps.stock_ratio, 1, at_most=False),
-        Bar(f"TTFT at {tokens} tokens / stock's", ttft(sizes, flags).ratio, 1.03, at_most=True),
-        *capacity.bars(counts["headkv"], counts["stock"]),
+        Bar(f"step / short twin's, {load}", found.step_ratio("headkv", "twin"), 1.05, True),
+        Bar(f"stock's step / headkv's, {load}", found.step_ratio("stock", "headkv"), 3, False),
+        Bar(f"TTFT / stock's, {long}", found.ttft_ratio("headkv", "stock"), 1.03, True),
+        Bar("budget 0: stock's step / headkv's", found.step_ratio("stock", "off"), 0.98, False),
+        Bar(
+            f"budget 0: stock's TTFT / headkv's, {long}",
+            found.ttft_ratio("stock", "off"),
+            0.98,
+            False,
+        ),
     ]
 
 
-def ttft(sizes: Sizes, flags: dict[str, Any]) -> Pairs:
-    """Times to the first token, in turns; the first prompt of each side is a warm-up."""
-    case = prefill.Case(sizes.ttft_tokens, sizes.num_prompts, 1.03)
-    num_blocks = sizes.ttft_tokens // BLOCK_SIZE + 64
-    limits = (sizes.ttft_tokens + 64, 8)
-    with sides(
-        prefill.NAMES, sizes.shape, *limits, num_gpu_blocks_override=num_blocks, **flags
-    ) as started:
-        seconds = [
-            tuple(prefill.read(started[name], case, index) for name in prefill.NAMES)
-            for index in range(sizes.num_prompts + 1)
-        ][1:]
-    ours, theirs = zip(*seconds, strict=True)
-    return Pairs(ours, theirs)
-
-
-def answer_bars(num_prompts: int, flags: dict[str, Any]) -> list[Bar]:
-    """The needle model's answers: not compressed as stock vLLM's, compressed still right."""
-    samples = list(generate_samples("multi-query", 1000, num_prompts, seed=0))
-    prompts = [sample.prompt for sample in samples]
-    common = {"model": str(checkpoint_path()), "max_model_len": 2048, "dtype": "bfloat16", **flags}
-    common["num_gpu_blocks_override"] = 2048
-    ours = {"attention_backend": "HEADKV", "additional_config": {"headkv": {"budget": 256}}}
-    one_by_one = common.pop("one_by_one", False)
-    with engines({"headkv": common | ours, "stock": common}, one_by_one) as started:
-        compressed = started["headkv"](answers, prompts, None)
-        off = started["headkv"](answers, prompts, {"headkv_budget": 0})
-        expected = started["stock"](answers, prompts, None)
-    differ = sum(one != other for one, other in zip(off, expected, strict=True))
-    grades = [grade(one.answer, text) for one, text in zip(samples, compressed, strict=True)]
-    asked, right = (
-        sum(getattr(g, name) for g in grades) for name in ("questions", "questions_right")
-    )
+def rows(found: Measured) -> list[dict[str, Any]]:
+    """A line for each side."""
     return [
-        Bar(f"prompts of {num_prompts} answered unlike stock, not compressed", differ, 0, True),
-        Bar(f"answers of {asked} that are right, budget 256", right, 0.9 * asked, False),
+        {
+            "side": name,
+            "step, ms": 1e3 * one.step,
+            "part of the pool": one.used,
+            "TTFT, ms": 1e3 * median(found.ttft[name]) if name in found.ttft else None,
+        }
+        for name, one in found.decode.items()
     ]
 
 
-def answers(llm: Any, prompts: list[str], asked: dict[str, Any] | None) -> list[str]:
-    """Inside the engine. asked: `vllm_xargs`, as in HTTP bodies."""
-    from vllm import SamplingParams
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sync", action="store_true", help="without asynchronous scheduling")
+    parser.add_argument("--out", type=Path, help="file for the numbers, as JSON")
+    given = parser.parse_args()
+    sizes = Sizes()
+    found = measure(sizes, **({"async_scheduling": False} if given.sync else {}))
+    if given.out:
+        given.out.write_text(json.dumps(asdict(found), indent=1) + "\n")
+    for row in rows(found):
+        print(row)
+    for bar in bars(sizes, found):
+        print(" | ".join(bar.cells))
 
-    sampling = SamplingParams(temperature=0, max_tokens=32, extra_args=asked)
-    return [output.outputs[0].text for output in llm.generate(prompts, sampling, use_tqdm=False)]
+
+if __name__ == "__main__":
+    main()

@@ -65,8 +65,12 @@ class DeviceState:
         return torch.randn(shape, device=self.cache.device).to(self.cache.dtype)
 
 
-def made_state(shape: Shape, device: torch.device, dtype: torch.dtype) -> DeviceState:
-    """Every block of every request is its own, so that none is read from a cache of the GPU's."""
+def made_state(
+    shape: Shape, device: torch.device, dtype: torch.dtype, is_even: bool = False
+) -> DeviceState:
+    """is_even: all heads keep the same, where few heads keep most otherwise.
+
+    Every block of every request is its own, so that none is read from a cache of the GPU's."""
     rng = np.random.default_rng(0)
     num_blocks = [-(-(t + shape.generated) // BLOCK_SIZE) for t in shape.prompt_tokens]
     total = sum(num_blocks) + shape.kept * len(num_blocks)
@@ -77,7 +81,7 @@ def made_state(shape: Shape, device: torch.device, dtype: torch.dtype) -> Device
         row[:3] = length, shape.kept, 0
         row[3 : 3 + shape.kept + count] = [pool.pop() for _ in range(shape.kept + count)]
     rows = torch.from_numpy(table).to(device)
-    scores = rng.random((shape.num_layers, shape.num_kv_heads)) ** 4
+    scores = rng.random((shape.num_layers, shape.num_kv_heads)) ** (0 if is_even else 4)
     weights = HeadWeights.of(headkv_shares(scores, 1, 2, SETTINGS).reshape(1, -1), device)
     shapes = (1, (total + 1, scores.size))
     decided = Decided(*(torch.zeros(n, dtype=torch.int32, device=device) for n in shapes))

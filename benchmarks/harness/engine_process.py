@@ -21,22 +21,36 @@ class EngineProcess:
     """An engine with the arguments of `vllm.LLM`, and calls of functions inside it.
 
     Several can start at once: only the first call, or `wait_until_ready`, waits for the engine.
-    environment: variables of its process; None takes one away.
+    environment: variables of its process; None takes one away. starts_at_once: if not, the process
+    imports vLLM and starts its engine at the first call.
     """
 
-    def __init__(self, environment: Environment | None = None, **arguments: Any) -> None:
+    def __init__(
+        self,
+        environment: Environment | None = None,
+        starts_at_once: bool = True,
+        **arguments: Any,
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         inside = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **(environment or {})}
         self._process = context.Process(target=_serve, args=(theirs, inside, arguments))
         self._process.start()
-        self._is_ready = False
+        self._is_ready = self._is_starting = False
         theirs.close()
+        if starts_at_once:
+            self._start()
+
+    def _start(self) -> None:
+        if not self._is_starting:
+            self._connection.send((_nothing, (), {}))
+            self._is_starting = True
 
     def wait_until_ready(self) -> None:
         """Raises RuntimeError with the engine's traceback, and ends it, where it cannot start."""
         if self._is_ready:
             return
+        self._start()
         try:
             self._receive(START_TIMEOUT)
         except Exception:
@@ -76,8 +90,7 @@ def _serve(connection: Connection, environment: Environment, arguments: dict[str
     from vllm import LLM
 
     llm = None
-    request: Any = (lambda _: None, (), {})
-    while request is not None:
+    while (request := _next_request(connection)) is not None:
         function, positional, named = request
         try:
             llm = llm or LLM(**arguments)
@@ -85,7 +98,15 @@ def _serve(connection: Connection, environment: Environment, arguments: dict[str
         except Exception:
             answer = (traceback.format_exc(), None)
         connection.send(answer)
-        try:
-            request = connection.recv()
-        except EOFError:
-            break
+
+
+def _next_request(connection: Connection) -> Any:
+    """None where the engine is to end, or whoever asked it is gone."""
+    try:
+        return connection.recv()
+    except EOFError:
+        return None
+
+
+def _nothing(llm: Any) -> None:
+    """The first call: it starts the engine."""

@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
+from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
 
 from headkv_vllm.needle.paths import checkpoint_path
@@ -27,6 +29,7 @@ def llama(num_layers: int, hidden_size: int, num_heads: int, num_kv_heads: int) 
         vocab_size=448,
         max_position_embeddings=MAX_MODEL_LEN,
         tie_word_embeddings=True,
+        architectures=["LlamaForCausalLM"],
     )
 
 
@@ -45,8 +48,20 @@ SHAPES: Final[dict[str, PreTrainedConfig]] = {
         max_position_embeddings=40960,
         tie_word_embeddings=True,
     ),
+    "qwen3-4b": Qwen3Config(
+        num_hidden_layers=36,
+        hidden_size=2560,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=9728,
+        vocab_size=151936,
+        max_position_embeddings=40960,
+        tie_word_embeddings=True,
+        architectures=["Qwen3ForCausalLM"],
+    ),
 }
-"""By name: a tiny Llama, a small one, one of many layers and heads, and that of Qwen3-0.6B."""
+"""By name: tiny, small and wide Llamas, and the shapes of Qwen3-0.6B and Qwen3-4B."""
 
 
 def checkpoint(shape: str, dtype: torch.dtype = torch.float32) -> Path:
@@ -58,4 +73,16 @@ def checkpoint(shape: str, dtype: torch.dtype = torch.float32) -> Path:
         model.save_pretrained(folder)
         for name in ("tokenizer_config.json", "tokenizer.json"):
             shutil.copy(checkpoint_path() / name, folder / name)
+    return folder
+
+
+def config_folder(shape: str) -> Path:
+    """The folder of a model of `shape` whose weights vLLM makes up (`load_format="dummy"`).
+
+    A checkpoint is identified by its weights' names, so there is one weight that nobody loads.
+    """
+    folder = CHECKPOINTS / f"{shape}-config"
+    if not (folder / "model.safetensors").is_file():
+        SHAPES[shape].save_pretrained(folder)
+        save_file({"nothing": np.zeros(1, dtype=np.float32)}, folder / "model.safetensors")
     return folder
