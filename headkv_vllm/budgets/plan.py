@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from headkv_vllm.budgets.allotment import HeadBlocks, allot_head_blocks
-from headkv_vllm.budgets.ranks import worker_kv_heads
-from headkv_vllm.budgets.registry import POLICIES
+from headkv_vllm.budgets.allocation import HeadBlocks, allocate_head_blocks
+from headkv_vllm.budgets.policies import POLICIES
 from headkv_vllm.budgets.request import RequestBudget, request_budget
+from headkv_vllm.budgets.tensor_parallel import worker_kv_heads
 from headkv_vllm.config import Settings
 from headkv_vllm.errors import SettingsError, shown
 
@@ -118,7 +118,7 @@ def _head_blocks(
     ]
     if not budget.compressed:
         return np.full_like(np.hstack(ranks), budget.num_full_blocks, dtype=np.int32)
-    return np.hstack([allot_head_blocks(own, budget, settings) for own in ranks])
+    return np.hstack([allocate_head_blocks(own, budget, settings) for own in ranks])
 
 
 def _memory(budget: RequestBudget, block_size: int, block_bytes: int) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, replace_as
 from vllm.v1.request import Request
 
-from headkv_vllm.block_row import HEADER_SIZE, num_row_entries
-from headkv_vllm.budgets.registry import POLICIES
+from headkv_vllm.budgets.policies import POLICIES
 from headkv_vllm.budgets.request import (
     RequestBudget,
     max_compressed_blocks,
     max_requested_blocks,
 )
+from headkv_vllm.cache.block_row import HEADER_SIZE, num_row_entries
 from headkv_vllm.engine.logger import logger
 from headkv_vllm.engine.settings import read_settings
 from headkv_vllm.errors import UnsupportedError, shown
@@ -33,7 +33,7 @@ class HeadKVSpec(FullAttentionSpec):
     """Full attention whose requests hold a header and compressed blocks besides their tokens."""
 
     @classmethod
-    def of(cls, spec: AttentionSpec) -> "HeadKVSpec":
+    def from_stock(cls, spec: AttentionSpec) -> "HeadKVSpec":
         """Raises UnsupportedError for layers that are not of full attention."""
         if type(spec) is not FullAttentionSpec or spec.non_causal:
             raise UnsupportedError(

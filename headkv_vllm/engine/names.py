@@ -2,9 +2,9 @@
 """What vLLM knows us by. Imports nothing, so that every part of the plugin may import it."""
 
 BACKEND_NAME = "HEADKV"
-CPU_BACKEND_PATH = "headkv_vllm.engine.backends.cpu.HeadKVCpuBackend"
-TRITON_BACKEND_PATH = "headkv_vllm.engine.backends.triton.HeadKVTritonBackend"
-FLASH_ATTN_BACKEND_PATH = "headkv_vllm.engine.backends.flash_attn.HeadKVFlashAttentionBackend"
+CPU_BACKEND_PATH = "headkv_vllm.engine.attention.cpu.HeadKVCpuBackend"
+TRITON_BACKEND_PATH = "headkv_vllm.engine.attention.triton.HeadKVTritonBackend"
+FLASH_ATTN_BACKEND_PATH = "headkv_vllm.engine.attention.flash_attn.HeadKVFlashAttentionBackend"
 SCHEDULER_PATH = "headkv_vllm.engine.scheduler.HeadKVScheduler"
 ASYNC_SCHEDULER_PATH = "headkv_vllm.engine.scheduler.HeadKVAsyncScheduler"
 

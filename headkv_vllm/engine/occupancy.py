@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
-from headkv_vllm.block_row import HEADER_SIZE, num_row_entries
 from headkv_vllm.budgets.request import RequestBudget
+from headkv_vllm.cache.block_row import HEADER_SIZE, num_row_entries
 
 Rows = Mapping[str, Sequence[KVCacheBlock]]
 """Each request's row, `headkv_vllm.block_row`; empty where it holds nothing yet."""

@@ -7,7 +7,7 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from vllm.model_executor.models.utils import extract_layer_index
 
-from headkv_vllm.budgets.ranks import worker_kv_heads
+from headkv_vllm.budgets.tensor_parallel import worker_kv_heads
 from headkv_vllm.engine.settings import read_scores
 
 

@@ -1,58 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of some queries over a run of a head's entries, a tile of them at a time.
+"""Attention of some queries over a run of a head's entries, a block of them at a time.
 
 Softmax without all logits at once: Milakov and Gimelshein, arXiv 1805.02867.
 """
+
+from typing import Final
 
 import torch
 import triton
 import triton.language as tl
 
-from headkv_vllm.kernels.layer_inputs import LayerInputs
-from headkv_vllm.kernels.rows import (
-    DeviceRows,
-    attended_head_blocks,
-    attended_tokens,
-    kept_blocks_of,
-    place_of,
-)
+from headkv_vllm.kernels.rows import kept_blocks_of, place_of
 
-MOST_KEYS = 64
-KEY_BYTES = 16 << 10
-"""Of the keys that a program reads at once, at most: they, and as many values, are in memory that
-its threads share, of which there is little, some times over."""
+MAX_BLOCK_N: Final = 64
+MAX_KEY_BYTES: Final = 16 << 10
+"""Of the keys that a program reads at a time. They, and as many values, are in the memory that its
+threads share, in several stages, and there is little of it."""
 
 
-def key_tile(query: torch.Tensor) -> int:
-    """How many entries a program reads at once, for queries of this type and size."""
+def block_n(query: torch.Tensor) -> int:
+    """How many entries a program reads at a time, for queries of this type and size."""
     num_bytes: int = triton.next_power_of_2(query.shape[2]) * query.element_size()
-    return max(16, min(MOST_KEYS, KEY_BYTES // num_bytes))
-
-
-def attended_plain(
-    query: torch.Tensor, rows: DeviceRows, request: int, end: int, inputs: LayerInputs
-) -> torch.Tensor:
-    """What one token gets: for the plain twins of the kernels that call `attend_entries`.
-
-    query: [num_heads, head_size], of the token before position `end`. Returns the same shape.
-    """
-    output, head_size = torch.empty_like(query), query.shape[1]
-    groups = output.unflatten(0, (rows.num_kv_heads, -1))
-    by_head = zip(
-        query.unflatten(0, (rows.num_kv_heads, -1)),
-        attended_head_blocks(rows, request, end, inputs.layer),
-        attended_tokens(rows, request, end, inputs.layer),
-        strict=True,
-    )
-    for head, (queries, table, length) in enumerate(by_head):
-        entries = inputs.head_blocks[table].flatten(0, 1)[:length].float()
-        key = entries[:, :head_size] * inputs.key_scale
-        value = entries[:, head_size:] * inputs.value_scale
-        logits = queries.float() @ key.T * inputs.scale
-        if inputs.logits_soft_cap > 0:
-            logits = inputs.logits_soft_cap * torch.tanh(logits / inputs.logits_soft_cap)
-        groups[head] = (logits.softmax(-1) @ value).to(output.dtype)
-    return output
+    return max(16, min(MAX_BLOCK_N, MAX_KEY_BYTES // num_bytes))
 
 
 @triton.jit
@@ -72,7 +41,7 @@ def attend_entries(
     head_blocks,
     row,
     num_replaced,
-    first,
+    allocation,
     own,
     logit_scale,
     logits_soft_cap,
@@ -80,25 +49,25 @@ def attend_entries(
     NUM_HEADS: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     """Over entries `start` to `stop` of those that head `own` (layer * H + head) attends.
 
-    q: [lanes, channels]; last_visible: [lanes], the last entry of each; first: of the head's
-    request and head, see `DeviceRows`. num_replaced: see `replaced_blocks_of`.
-    Returns for each lane its largest logit, the sum of exponentials below it, and the sum of
-    values weighed by these, [lanes, channels].
+    q: [BLOCK_M, BLOCK_D]; last_visible: [BLOCK_M], the last entry that each query sees;
+    allocation: the head's, see `allocation_of`. num_replaced: see `replaced_blocks_of`.
+    Returns for each query its largest logit, the sum of exponentials below it, and the sum of
+    values weighted by these, [BLOCK_M, BLOCK_D].
     """
     num_compressed = tl.load(row + 1)
-    first_kept = tl.load(first)
-    kept = kept_blocks_of(first, num_replaced, True)
+    first_kept = tl.load(allocation)
+    kept = kept_blocks_of(allocation, num_replaced, True)
     channel = tl.arange(0, q.shape[1])
     is_channel = channel < HEAD_SIZE
     largest = tl.full((q.shape[0],), float("-inf"), tl.float32)
     total = tl.zeros((q.shape[0],), tl.float32)
     values = tl.zeros((q.shape[0], q.shape[1]), tl.float32)
-    for begin in range(start, stop, TILE):
-        entry = begin + tl.arange(0, TILE)
+    for begin in range(start, stop, BLOCK_N):
+        entry = begin + tl.arange(0, BLOCK_N)
         is_entry = entry < stop
         place = place_of(
             *(entry, is_entry, row, num_compressed, num_replaced, kept, first_kept, own),

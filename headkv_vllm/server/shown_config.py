@@ -6,7 +6,7 @@ from typing import Self, get_args
 
 from pydantic import BaseModel
 
-from headkv_vllm.budgets.registry import POLICIES
+from headkv_vllm.budgets.policies import POLICIES
 from headkv_vllm.config import PolicyName, ScoredPolicy, Settings
 from headkv_vllm.engine.served_model import ServedModel
 from headkv_vllm.version import tool_version

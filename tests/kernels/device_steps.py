@@ -6,15 +6,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from headkv_vllm.block_row import BlockRow, num_compressed_blocks
-from headkv_vllm.budgets.registry import POLICIES
-from headkv_vllm.kernels.buffers import Buffers
-from headkv_vllm.kernels.chunks import Chunks
-from headkv_vllm.kernels.decided import Decided
-from headkv_vllm.kernels.layer_inputs import LayerInputs
-from headkv_vllm.kernels.rows import DeviceRows, DeviceTokens
-from headkv_vllm.kernels.step_tokens import step_tokens_plain
-from tests.steps import Step
+from headkv_vllm.cache.block_row import BlockRow
+from headkv_vllm.kernels import reference
+from headkv_vllm.kernels.inputs import Buffers, Chunks, DeviceRows, DeviceTokens, LayerInputs
+from tests.cache.steps import Step
 
 DEVICE: Final = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_BLOCKS: Final = 400
@@ -22,25 +17,19 @@ NUM_BLOCKS: Final = 400
 
 
 def device_rows(step: Step) -> DeviceRows:
-    """With what the CPU backend deals out."""
-    num_layers, num_kv_heads = step.scores.shape
-    first = torch.zeros((len(step.rows), step.scores.size + 1), dtype=torch.int32)
-    for request in num_compressed_blocks(step.block_table.numpy()).nonzero()[0].tolist():
-        first[request, 1:] = step.num_head_blocks(request).flatten().cumsum(0)
+    """With the allocations of the CPU backend; where no request has written, there is rubbish."""
+    allocations = torch.full((NUM_BLOCKS, step.scores.size + 1), -99, dtype=torch.int32)
+    for request, row in enumerate(step.rows):
+        if row.compressed_blocks:
+            starts = step.num_head_blocks(request).flatten().cumsum(0)
+            allocations[row.compressed_blocks[0]] = torch.tensor([0, *starts])
     table = step.block_table.to(DEVICE)
-    sizes = (num_layers, num_kv_heads, step.block_size, step.window)
-    return DeviceRows(table, first.to(DEVICE), *sizes)
-
-
-def nothing_decided(num_heads: int) -> Decided:
-    """num_heads: of all layers. Where a prompt has not written, counts are no counts."""
-    adaptive = [int(policy.adaptive) for policy in POLICIES.values()]
-    counts = torch.full((NUM_BLOCKS, num_heads), -99, dtype=torch.int32, device=DEVICE)
-    return Decided(torch.tensor(adaptive, dtype=torch.int32, device=DEVICE), counts)
+    sizes = (*step.scores.shape, step.block_size, step.window)
+    return DeviceRows(table, allocations.to(DEVICE), *sizes)
 
 
 def device_tokens(step: Step, padding: int = 0) -> DeviceTokens:
-    tokens, _ = step_tokens_plain(*token_arguments(step, padding))
+    tokens, _ = reference.step_tokens(*token_arguments(step, padding))
     return DeviceTokens(tokens.requests.to(DEVICE), tokens.ends.to(DEVICE))
 
 
@@ -49,7 +38,7 @@ def token_arguments(step: Step, padding: int) -> tuple[Any, ...]:
         step.block_table.to(DEVICE),
         step.query_start_loc.to(DEVICE),
         step.seq_lens.to(DEVICE),
-        len(step.tokens) + padding,
+        torch.zeros(len(step.tokens) + padding, dtype=torch.int64, device=DEVICE),
         int(step.query_lens.max()),
         step.block_size,
         Buffers(DEVICE),

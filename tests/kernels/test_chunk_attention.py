@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headkv_vllm.kernels.chunk_attention import attend_chunks, attend_chunks_plain
-from headkv_vllm.kernels.stored_entries import store_entries, store_entries_plain
+from headkv_vllm.kernels import reference
+from headkv_vllm.kernels.cache_writes import reshape_and_cache
+from headkv_vllm.kernels.chunk_attention import attend_chunks
+from tests.cache.steps import steps
 from tests.kernels.device_steps import (
     DEVICE,
     chunks_of,
@@ -17,7 +19,6 @@ from tests.kernels.device_steps import (
     one_step,
     some_queries,
 )
-from tests.steps import steps
 
 pytest.importorskip("triton")
 FEW = settings(max_examples=30)
@@ -38,13 +39,13 @@ def attended(attend, query, rows, chunks, inputs):
     st.sampled_from([0.0, 5.0]),
     st.data(),
 )
-def test_attention_as_the_plain_twin(step, group_size, head_size, soft_cap, data):
+def test_attention_as_the_reference(step, group_size, head_size, soft_cap, data):
     rows, chunks = device_rows(step), chunks_of(step, data.draw(st.integers(0, 20)))
     layer = data.draw(st.integers(0, rows.num_layers - 1))
     inputs = layer_inputs(step, layer, head_size, torch.float32, soft_cap)
     query = some_queries(len(step.tokens), rows.num_kv_heads * group_size, head_size)
     made, plain = (
-        attended(f, query, rows, chunks, inputs) for f in (attend_chunks, attend_chunks_plain)
+        attended(f, query, rows, chunks, inputs) for f in (attend_chunks, reference.attend_chunks)
     )
     torch.testing.assert_close(made, plain, rtol=1e-4, atol=1e-5)
 
@@ -58,11 +59,11 @@ def test_only_by_head(step):
     query = some_queries(len(step.tokens), rows.num_kv_heads, 16)
     made, plain = (
         attended(partial(f, only_by_head=True), query, rows, chunks, inputs)
-        for f in (attend_chunks, attend_chunks_plain)
+        for f in (attend_chunks, reference.attend_chunks)
     )
     torch.testing.assert_close(made, plain, rtol=1e-4, atol=1e-5)
-    by_head = [step.is_by_head(*token) for token in step.tokens]
-    assert (made != 7.0).flatten(1).any(1).tolist() == by_head
+    compressed = [step.is_compressed(*token) for token in step.tokens]
+    assert (made != 7.0).flatten(1).any(1).tolist() == compressed
 
 
 def test_only_the_prompts_that_are_named_are_written():
@@ -84,13 +85,13 @@ def test_only_the_prompts_that_are_named_are_written():
 def test_entries_are_stored_where_attention_reads_them(dtype, step, layer):
     rows = device_rows(step)
     inputs = layer_inputs(step, layer % rows.num_layers, 24, dtype)
-    by_twin = replace(inputs, head_blocks=inputs.head_blocks.clone())
+    by_reference = replace(inputs, head_blocks=inputs.head_blocks.clone())
     # Numbers that need no rounding, which Triton's interpreter does in its own way.
     both = some_queries(len(step.tokens), 2 * rows.num_kv_heads, 24).mul(3).round()
     key, value = both.split(rows.num_kv_heads, 1)
     slots = step.plan().slot_mapping.clone().to(DEVICE)
     slots[-1] = -1
-    store_entries(key, value, slots, rows, inputs)
-    store_entries_plain(key, value, slots, rows, by_twin)
-    made, plain = (i.head_blocks.view(torch.uint8) for i in (inputs, by_twin))
+    reshape_and_cache(key, value, slots, rows, inputs)
+    reference.reshape_and_cache(key, value, slots, rows, by_reference)
+    made, plain = (i.head_blocks.view(torch.uint8) for i in (inputs, by_reference))
     assert torch.equal(made, plain)

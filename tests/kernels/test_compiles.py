@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kernel compiles for GPUs of both makers; none is needed for that."""
+"""Every kernel compiles for GPUs of both makers, without one."""
 
 import re
 import subprocess
@@ -21,14 +21,16 @@ def launched_kernels() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("target", "most_shared_memory"),
+    ("target", "max_shared_memory"),
     [("cuda:86", 99 << 10), ("cuda:90", 227 << 10), ("hip:gfx942", 64 << 10)],
 )
-def test_all_kernels_compile_and_fit(target: str, most_shared_memory: int) -> None:
-    """Into what a program may share: of NVIDIA's GPUs those for desktops have least."""
+def test_all_kernels_compile_and_fit(target: str, max_shared_memory: int) -> None:
+    """Into the memory that a program may share (desktop GPUs have least), and into registers."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.compile_kernels", target]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line.split() for line in done.stdout.splitlines()]
     assert {name for name, *_ in lines} == launched_kernels()
-    assert max(int(shared_memory) for *_, shared_memory in lines) <= most_shared_memory
+    for name, _, shared_memory, spilled in lines:
+        assert int(shared_memory) <= max_shared_memory, name
+        assert int(spilled) <= 256, name

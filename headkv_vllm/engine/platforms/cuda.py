@@ -26,7 +26,7 @@ class HeadKVCudaPlatform(HeadKVGpuPlatform, CudaPlatform):
         )
         if not is_ours(selected_backend):
             return chosen
-        from headkv_vllm.engine.backends.flash_attn import HeadKVFlashAttentionBackend
+        from headkv_vllm.engine.attention.flash_attn import HeadKVFlashAttentionBackend
 
         reasons = HeadKVFlashAttentionBackend.validate_configuration(
             device_capability=cls.get_device_capability(), **attn_selector_config._asdict()

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shares become whole head blocks: K * L * H of them, none lost, all within bounds."""
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from headkv_vllm.budgets.policies import POLICIES
+from headkv_vllm.budgets.request import RequestBudget
+from headkv_vllm.config import Settings
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+HeadBlocks = npt.NDArray[np.int32]
+
+MAX_WEIGHT: Final = 2**20
+"""The heaviest head's weight. Its product with any number of heads and blocks fits in int64."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The fewest and the most head blocks that a head may have."""
+
+    min: int
+    max: int
+
+
+def allocate_head_blocks(
+    scores: FloatArray, budget: RequestBudget, settings: Settings
+) -> HeadBlocks:
+    """The number of head blocks of every head, n[L, H], for head scores [L, H].
+
+    n.sum() == K*L*H and min_blocks <= n <= F, for a compressed request with
+    min_blocks <= K < F. A tensor-parallel rank passes the scores of its own heads.
+
+    The policy is the request's. Under an adaptive policy n.sum(1) is what each layer gets. The
+    even split among its heads stands in for the split that the prompt decides.
+    """
+    num_blocks, num_full_blocks = budget.num_compressed_blocks, budget.num_full_blocks
+    policy = POLICIES[budget.policy]
+    shares = policy.shares(scores, num_blocks, num_full_blocks, settings)
+    bounds = Bounds(settings.min_blocks, num_full_blocks)
+    allocation = allocate(shares, num_blocks * scores.size, bounds)
+    return split_evenly(allocation) if policy.adaptive else allocation
+
+
+def allocate(shares: FloatArray, total: int, bounds: Bounds) -> HeadBlocks:
+    """`total` head blocks in proportion to `shares`, of any shape: see `allocate_by_weight`."""
+    weights = integer_weights(shares.ravel())
+    return allocate_by_weight(weights, total, bounds).reshape(shares.shape)
+
+
+def allocate_by_weight(weights: IntArray, total: int, bounds: Bounds) -> HeadBlocks:
+    """`total` head blocks in proportion to `weights` [N], which are positive.
+
+    Water-filling: x = clip(c * weights, min, max) with the one c that makes x.sum() == total. So
+    the other heads take what a full head cannot use, in proportion to their weights, and give
+    what a head needs to reach the minimum. Then x is rounded down, and the largest remainders
+    get what is left; of equal remainders the first. All numbers are integers, and
+    weights.sum() * total must fit in int64: every machine gets the same result.
+    """
+    assert 1 <= bounds.min < bounds.max, bounds
+    assert bounds.min <= total / weights.size <= bounds.max, (total, weights.size, bounds)
+    level = _WaterLevel(weights, total, bounds)
+    allocation = np.where(weights >= level.first_at_max, bounds.max, bounds.min)
+    free = (weights > level.last_at_min) & (weights < level.first_at_max)
+    if free.any():
+        allocation[free] = largest_remainder(weights[free], total - int(allocation[~free].sum()))
+    return allocation.astype(np.int32)
+
+
+def integer_weights(shares: FloatArray) -> IntArray:
+    """`shares` [..., N] as integers from 1 to `MAX_WEIGHT`.
+
+    A head without a share has a weight of 1, so it can take blocks when all other heads are full.
+    """
+    scaled: FloatArray = np.rint(shares / shares.max(-1, keepdims=True) * MAX_WEIGHT)
+    return np.maximum(scaled, 1).astype(np.int64)
+
+
+class _WaterLevel:
+    """Which heads of `weights` [N] the bounds hold at the level c where the sum is `total`.
+
+    first_at_max: heads of at least this weight get `bounds.max`.
+    last_at_min: heads of at most this weight get `bounds.min`.
+    """
+
+    def __init__(self, weights: IntArray, total: int, bounds: Bounds) -> None:
+        self._weights = np.sort(weights)
+        self._sums = np.concatenate(([0], np.cumsum(self._weights)))
+        self._total, self._bounds = total, bounds
+        # The heavier a head, the sooner a rising level takes it to either bound.
+        at_max = bisect_left(
+            self._weights, True, key=lambda w: self._excess(bounds.max, int(w)) <= 0
+        )
+        at_min = bisect_left(
+            self._weights, True, key=lambda w: self._excess(bounds.min, int(w)) < 0
+        )
+        self.first_at_max = int(self._weights[at_max]) if at_max < weights.size else 2**63 - 1
+        self.last_at_min = int(self._weights[at_min - 1]) if at_min else 0
+
+    def _excess(self, blocks: int, weight: int) -> int:
+        """(x.sum() - total) * weight at the level c = blocks / weight, in exact integers."""
+        low, high = self._bounds.min, self._bounds.max
+        num_low = int(np.searchsorted(self._weights, low * weight // blocks, side="right"))
+        first_high = int(np.searchsorted(self._weights, -(-high * weight // blocks), side="left"))
+        free_sum = int(self._sums[first_high] - self._sums[num_low])
+        bounded = low * num_low + high * (self._weights.size - first_high)
+        return blocks * free_sum + (bounded - self._total) * weight
+
+
+def largest_remainder(weights: IntArray, total: int) -> IntArray:
+    """`total` in proportion to `weights` [N], which are >= 0 and not all zero.
+
+    Rounded down, and one more for the largest remainders; of equal remainders for the first.
+    """
+    allocation, remainders = np.divmod(weights * total, weights.sum())
+    left = total - int(allocation.sum())
+    allocation[np.argsort(-remainders, kind="stable")[:left]] += 1
+    return allocation
+
+
+def split_evenly(allocation: HeadBlocks) -> HeadBlocks:
+    """The sums of the rows of `allocation` [L, H], spread over each row as evenly as possible."""
+    each, left = np.divmod(allocation.sum(1, keepdims=True), allocation.shape[1])
+    split: HeadBlocks = (each + (np.arange(allocation.shape[1]) < left)).astype(np.int32)
+    return split

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Block tables by head: each KV head of a compressed request is a sequence of its own.
+
+Head block ``(b, l, h)`` is the part of block `b` that belongs to layer `l` and KV head `h`. In a
+cache that stores blocks outermost, then layers, then heads, it has number ``(b*L + l)*H + h`` in
+one flat array. The K*L*H head blocks of a request's compressed blocks are allocated to its heads
+in the order of ``(l, h)``: the first n[0, 0] to head (0, 0), the next n[0, 1] to head (0, 1), ...
+"""
+
+from typing import Final
+
+import numpy as np
+import torch
+
+from headkv_vllm.cache.block_row import HEADER_SIZE, IntArray
+from headkv_vllm.cache.row_allocations import RowAllocations
+
+SPARE_COLUMNS: Final = 32
+"""Added to the tables when they must grow, so that they grow rarely."""
+
+PerLayer = tuple[torch.Tensor, ...]
+
+
+def head_seq_lens(
+    num_head_blocks: torch.Tensor,
+    num_full_blocks: torch.Tensor,
+    seq_lens: torch.Tensor,
+    block_size: int,
+) -> torch.Tensor:
+    """How many entries each head of a compressed request attends.
+
+    num_head_blocks: [num_reqs, L, H] int32, n: head blocks that each head keeps.
+    num_full_blocks: [num_reqs] int32, F: the prompt blocks that they replace.
+    seq_lens: [num_reqs] int32, tokens of the request.
+    Returns [L, num_reqs*H] int32: n * block_size + (seq_len - F * block_size).
+    """
+    kept = num_head_blocks - num_full_blocks[:, None, None]
+    return (kept * block_size + seq_lens[:, None, None]).transpose(0, 1).flatten(1).int()
+
+
+def head_block_tables(
+    block_table: torch.Tensor,
+    num_head_blocks: torch.Tensor,
+    num_full_blocks: torch.Tensor,
+    seq_lens: torch.Tensor,
+    block_size: int,
+) -> torch.Tensor:
+    """Block tables that make each head of a compressed request a sequence of its own.
+
+    Arguments as for `head_seq_lens`, and block_table: [num_reqs, width] int32.
+    Returns [L, num_reqs*H, table_width] int32, numbers of head blocks: the n[l, h] that the head
+    keeps, then those of the blocks from index F on. Entries past a head's length are 0.
+    """
+    num_reqs, num_layers, num_kv_heads = num_head_blocks.shape
+    heads_per_block = num_layers * num_kv_heads
+    kept = num_head_blocks.reshape(num_reqs, heads_per_block, 1).long()
+    first = kept.cumsum(1) - kept
+    num_tail_blocks = (seq_lens - num_full_blocks * block_size + block_size - 1) // block_size
+    lengths = kept + num_tail_blocks[:, None, None]
+
+    index = torch.arange(int(lengths.max()))
+    head_block = first + index
+    is_kept = index < kept
+    first_tail = block_table[:, 1] + num_full_blocks
+    tail_column = first_tail[:, None, None] + index - kept
+    column = HEADER_SIZE + torch.where(is_kept, head_block // heads_per_block, tail_column)
+    column.clamp_(max=block_table.shape[1] - 1)
+    own = torch.arange(heads_per_block)[:, None]
+    within = torch.where(is_kept, head_block % heads_per_block, own)
+    blocks = block_table.gather(1, column.flatten(1)).view_as(column)
+    tables = torch.where(index < lengths, blocks * heads_per_block + within, 0).int()
+    by_layer = tables.view(num_reqs, num_layers, num_kv_heads, -1).transpose(0, 1)
+    return by_layer.flatten(1, 2)
+
+
+class HeadBlockTables:
+    """Lengths and block tables of every head of the requests that decode, from step to step.
+
+    A request's tables change only when its row does, which is once in `block_size` steps. In all
+    other steps its lengths grow by one. So the tables of the last step are kept, place by place,
+    beside the rows that they were made from, and only places whose row differs are made again.
+    """
+
+    def __init__(
+        self, allocations: RowAllocations, num_layers: int, num_kv_heads: int, block_size: int
+    ) -> None:
+        self._allocations, self._block_size = allocations, block_size
+        self._num_layers, self._num_kv_heads = num_layers, num_kv_heads
+        self._generation = allocations.adaptive.generation
+        self._make_room(0, 0)
+
+    def update(self, rows: IntArray, seq_lens: IntArray) -> tuple[torch.Tensor, PerLayer]:
+        """Lengths and tables for one step.
+
+        rows: [num_reqs, width] int32. seq_lens: [num_reqs] int32, tokens of each request.
+        Returns seq_lens, [L, num_reqs * H] int32, and block tables, L x [num_reqs * H, width]
+        int32, as `head_seq_lens` and `head_block_tables` make them, but entries past a head's
+        length have no meaning. The tables are views that the next call changes.
+        """
+        num_reqs = len(rows)
+        if num_reqs > len(self._rows) or rows.shape[1] != self._rows.shape[1]:
+            self._make_room(max(num_reqs, 2 * len(self._rows)), rows.shape[1])
+        if self._generation != self._allocations.adaptive.generation:
+            # A prompt has decided what its heads keep. A row does not tell which prompt it was.
+            self._generation = self._allocations.adaptive.generation
+            self._max_seq_lens[:] = 0
+        is_valid = (rows == self._rows[:num_reqs]).all(1) & (
+            seq_lens <= self._max_seq_lens[:num_reqs]
+        )
+        if not is_valid.all():
+            stale = np.flatnonzero(~is_valid)
+            self._rebuild(stale, rows[stale], seq_lens[stale])
+        lengths = self._offsets[:, :num_reqs] + torch.from_numpy(seq_lens)[:, None]
+        return lengths.flatten(1), self._views(num_reqs)
+
+    def check_integrity(self) -> None:
+        """The stored tables are those that would be made now."""
+        (valid,) = np.nonzero(self._max_seq_lens)
+        if len(valid) == 0 or self._generation != self._allocations.adaptive.generation:
+            return
+        made, num_entries = self._made(self._rows[valid], self._max_seq_lens[valid])
+        tables = self._tables[:, valid].flatten(1, 2)[..., : made.shape[-1]]
+        is_used = torch.arange(made.shape[-1]) * self._block_size < num_entries[..., None]
+        assert torch.equal(tables[is_used], made[is_used])
+
+    def _make_room(self, num_reqs: int, row_width: int) -> None:
+        """Begin again, with places for `num_reqs` rows."""
+        heads = (self._num_layers, num_reqs, self._num_kv_heads)
+        self._rows = np.zeros((num_reqs, row_width), dtype=np.int32)
+        self._max_seq_lens = np.zeros(num_reqs, dtype=np.int32)
+        """The length up to which a request's tables are valid; 0 where there are none."""
+        self._offsets = torch.zeros(heads, dtype=torch.int32)
+        """A head's length minus its request's."""
+        self._tables = torch.zeros((*heads, 0), dtype=torch.int32)
+        self._views_of: dict[int, PerLayer] = {}
+
+    def _rebuild(self, places: IntArray, rows: IntArray, seq_lens: IntArray) -> None:
+        max_seq_lens = -(-seq_lens // self._block_size) * self._block_size
+        tables, num_entries = self._made(rows, max_seq_lens)
+        width = tables.shape[-1]
+        if width > self._tables.shape[-1]:
+            more = width + SPARE_COLUMNS - self._tables.shape[-1]
+            self._tables = torch.nn.functional.pad(self._tables, (0, more))
+            self._views_of.clear()
+        by_request = (len(rows), self._num_kv_heads)
+        self._tables[:, places, :, :width] = tables.unflatten(1, by_request)
+        offsets = num_entries.unflatten(1, by_request) - torch.from_numpy(max_seq_lens)[:, None]
+        self._offsets[:, places] = offsets
+        self._rows[places], self._max_seq_lens[places] = rows, max_seq_lens
+
+    def _made(self, rows: IntArray, seq_lens: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tables [L, num_reqs * H, width] and lengths [L, num_reqs * H], from the rows alone."""
+        allocations = np.stack([self._allocations.allocation(row) for row in rows])
+        arrays = (allocations, self._allocations.num_full_blocks(rows), seq_lens)
+        num_head_blocks, full, ends = (torch.from_numpy(array) for array in arrays)
+        size, block_table = self._block_size, torch.from_numpy(rows)
+        tables = head_block_tables(block_table, num_head_blocks, full, ends, size)
+        return tables, head_seq_lens(num_head_blocks, full, ends, size)
+
+    def _views(self, num_reqs: int) -> PerLayer:
+        if num_reqs not in self._views_of:
+            shape = (self._num_layers, num_reqs * self._num_kv_heads, self._tables.shape[-1])
+            self._views_of[num_reqs] = self._tables[:, :num_reqs].view(shape).unbind()
+        return self._views_of[num_reqs]

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many head blocks the heads of a request keep, as its row says."""
+
+import numpy as np
+
+from headkv_vllm.budgets.adaptive_allocations import AdaptiveAllocations
+from headkv_vllm.budgets.allocation import HeadBlocks
+from headkv_vllm.budgets.allocation_cache import AllocationCache
+from headkv_vllm.budgets.policies import POLICIES, Policy
+from headkv_vllm.budgets.request import RequestBudget, full_blocks
+from headkv_vllm.cache.block_row import IntArray, compressed_blocks, num_prompt_tokens
+
+_POLICY_NAMES = tuple(POLICIES)
+
+
+class RowAllocations:
+    """n[L, H] of one worker's requests."""
+
+    def __init__(
+        self,
+        static: AllocationCache,
+        adaptive: AdaptiveAllocations,
+        window: int,
+        block_size: int,
+    ) -> None:
+        """static: what prompt lengths decide. adaptive: what prompts have decided so far."""
+        self._static, self.adaptive = static, adaptive
+        self._window, self._block_size = window, block_size
+
+    def policy(self, row: IntArray) -> Policy:
+        """The policy of a row, of which the header is enough."""
+        return POLICIES[_POLICY_NAMES[row[2]]]
+
+    def num_full_blocks(self, rows: IntArray) -> IntArray:
+        """F of each of `rows`, [num_reqs, width]: [num_reqs]; see `request.full_blocks`."""
+        full: IntArray = (num_prompt_tokens(rows) - self._window).clip(0) // self._block_size
+        return full.astype(np.int32)
+
+    def static_allocation(self, row: IntArray) -> HeadBlocks:
+        """n[L, H], as far as the prompt's length decides it. The row's header is enough."""
+        length, num_blocks, policy = row[:3].tolist()
+        full = full_blocks(length, self._window, self._block_size)
+        return self._static.allocation(
+            RequestBudget(length, num_blocks, full, _POLICY_NAMES[policy])
+        )
+
+    def allocation(self, row: IntArray) -> HeadBlocks:
+        """n[L, H] of a request that has been compressed."""
+        if self.policy(row).adaptive:
+            return self.adaptive.allocation(compressed_blocks(row).tolist())
+        return self.static_allocation(row)

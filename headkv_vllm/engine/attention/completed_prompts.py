@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which prompts a step on a GPU completes: only their rows on the device say."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from headkv_vllm.budgets.request import full_blocks
+from headkv_vllm.cache.block_row import HEADER_SIZE
+from headkv_vllm.cache.compression import PromptCompression, prompt_compression
+from headkv_vllm.cache.selection import on_device
+from headkv_vllm.engine.attention.worker import Worker
+
+
+class CompletedPrompts:
+    """Prompts that a step may complete. Their headers are on the way to the host."""
+
+    def __init__(
+        self,
+        requests: npt.NDArray[np.integer],
+        window_starts: npt.NDArray[np.int64],
+        rows: torch.Tensor,
+        seq_lens: torch.Tensor,
+        query_lens: npt.NDArray[np.integer],
+        worker: Worker,
+    ) -> None:
+        self._requests, self._window_starts, self._rows = requests, window_starts, rows
+        self._query_lens, self._worker = query_lens[requests], worker
+        places = on_device(requests.astype(np.int64), rows.device)
+        ends = seq_lens[places][:, None]
+        self._headers = torch.cat((rows[places, :HEADER_SIZE], ends), 1)
+        self._wait: Callable[[], None] = lambda: None
+        if rows.is_cuda:
+            self._headers = self._headers.to("cpu", non_blocking=True)  # to pinned memory
+            event = torch.cuda.Event()
+            event.record()
+            self._wait = event.synchronize
+
+    def prompts(self) -> list[PromptCompression | None]:
+        """Those that are complete and are to be compressed, and None in the others' places.
+
+        The host asks when the step's layers are on their way, so the device has long copied.
+        """
+        self._wait()
+        columns = (self._requests, self._window_starts, self._query_lens, self._headers.numpy())
+        return [self._prompt(*each) for each in zip(*columns, strict=True)]
+
+    def _prompt(
+        self, request: int, window_start: int, query_len: int, header: npt.NDArray[np.int32]
+    ) -> PromptCompression | None:
+        length, num_compressed, _, end = header.tolist()
+        if not num_compressed or not end - query_len < length <= end:
+            return None
+        assert end == length, "a step goes on after a prompt that it compresses"
+        settings, block_size = self._worker.settings, self._worker.spec.block_size
+        return prompt_compression(
+            header[:HEADER_SIZE],
+            self._rows[request],
+            self._worker.allocations,
+            full_blocks(length, settings.window, block_size),
+            block_size,
+            int(window_start),
+        )

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one worker knows of its layers, their heads and their cache; the same on every platform."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.v1.kv_cache_interface import AttentionSpec
+
+from headkv_vllm.budgets.adaptive_allocations import AdaptiveAllocations
+from headkv_vllm.budgets.allocation_cache import AllocationCache
+from headkv_vllm.cache.compression import Compressor, LayerLogits, Workspace
+from headkv_vllm.cache.head_blocks import HeadBlocks
+from headkv_vllm.cache.row_allocations import RowAllocations
+from headkv_vllm.engine.settings import read_settings
+from headkv_vllm.engine.worker_heads import worker_scores
+
+
+class Worker:
+    """One worker's layers of one KV cache group.
+
+    layers: the index of each layer by name. allocations: n[L, H] of the requests. static: the
+    cache behind them. settings: the server's.
+    """
+
+    def __init__(
+        self, vllm_config: VllmConfig, layer_names: list[str], kv_cache_spec: AttentionSpec
+    ) -> None:
+        self.settings, self.spec = read_settings(vllm_config), kv_cache_spec
+        self.layers = {name: index for index, name in enumerate(layer_names)}
+        scores = worker_scores(vllm_config, layer_names, kv_cache_spec.num_kv_heads)
+        self.static = AllocationCache(scores, self.settings)
+        self.allocations = RowAllocations(
+            self.static, AdaptiveAllocations(), self.settings.window, kv_cache_spec.block_size
+        )
+        self._modules = vllm_config.compilation_config.static_forward_context
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def modules(self) -> list[Any]:
+        """vLLM's attention layers, in order; each has its view of the cache as `kv_cache`."""
+        return [self._modules[name] for name in self.layers]
+
+    def compressor(
+        self,
+        head_blocks: HeadBlocks,
+        workspace: Workspace,
+        key_scale_of: Callable[[Any], torch.Tensor | float] = lambda _: 1.0,
+    ) -> Compressor:
+        """For the cache that is there now. key_scale_of: of a layer, its stored keys' unit."""
+        modules = self.modules()
+        device = modules[0].kv_cache.device
+        scales = [float(one.impl.scale) for one in modules]
+        soft_caps = [float(one.impl.logits_soft_cap or 0.0) for one in modules]
+        key_scales = [torch.as_tensor(key_scale_of(one), device=device).view(()) for one in modules]
+        logits = LayerLogits(
+            torch.tensor(scales, device=device) * torch.stack(key_scales).float(),
+            torch.tensor(soft_caps, device=device) if any(soft_caps) else None,
+        )
+        return Compressor(head_blocks, logits, self.settings, workspace)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans of steps where some prompts have decided how layers split their head blocks."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headkv_vllm.budgets.adaptive_allocations import AdaptiveAllocations
+from headkv_vllm.budgets.policies import POLICIES
+from headkv_vllm.kernels.reference import allocated_head_blocks
+from tests.cache.steps import steps
+
+
+@settings(deadline=None)
+@given(steps(policies=list(POLICIES)), st.integers(0, 2**32 - 1))
+def test_what_a_prompt_decided_replaces_what_its_length_says(step, seed):
+    """Requests of adaptive policies and of others are in one step."""
+    adaptive, allocations = decided(step, seed)
+    compressed = step.plan(adaptive).compressed
+    requests = sorted({r for r, position in step.tokens if step.is_compressed(r, position)})
+    assert (compressed is not None) == bool(requests)
+    for sequence, request in enumerate(requests):
+        allocation, row = allocations[request], step.rows[request]
+        for layer, head in np.ndindex(*step.scores.shape):
+            counts = torch.tensor(allocation)
+            own = allocated_head_blocks(row.compressed_blocks, counts, layer, head)
+            index = sequence * step.scores.shape[1] + head
+            assert compressed.block_tables[layer][index, : len(own)].tolist() == own
+            kept = int(allocation[layer, head]) - step.num_full_blocks(request)
+            length = kept * step.block_size + step.ends[request]
+            assert int(compressed.seq_lens[layer][index]) == length
+
+
+def decided(step, seed):
+    """What prompts of adaptive policies have decided, and n[L, H] by compressed request: that of
+    its policy, or, where the prompt has decided, any that has the layers' sums.
+    """
+    adaptive, allocations, rng = AdaptiveAllocations(), {}, np.random.default_rng(seed)
+    for request, row in enumerate(step.rows):
+        if not row.compressed_blocks:
+            continue
+        allocations[request] = step.num_head_blocks(request).numpy()
+        # A prompt that this step completes has not decided anything.
+        is_after = step.starts[request] >= row.num_prompt_tokens
+        if is_after and POLICIES[step.policy(request)].adaptive:
+            allocations[request] = rng.permuted(allocations[request], axis=1)
+            adaptive.record(row.compressed_blocks, allocations[request])
+    return adaptive, allocations
