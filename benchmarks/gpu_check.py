@@ -1,90 +1,92 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On a machine with a GPU: are the kernels right, and do they reach what the memory can give?
+"""On a machine with a GPU: is everything right there, and how fast is it?
 
-The kernels' part needs torch, Triton, NumPy and pydantic; the engine's part vLLM for that GPU.
-Without a GPU the kernels are compared with their plain twins in Triton's interpreter, and nothing
-is measured: cells stay empty.
+Four parts, each in a process of its own, which write JSON files into a folder: `checks` compares
+kernels with their plain reference, `smoke` starts engines that answer, `kernels` measures ours
+beside the ceilings and beside others, `engine` measures engines beside stock vLLM. One page shows
+what is there. Without a GPU the checks run in Triton's interpreter, and nothing is measured.
 """
 
 import argparse
+import json
 import os
+import subprocess
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported
+from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.report import RESULTS, Bar, table
 
-import triton.testing
-
-from benchmarks.harness.device_checks import Check, checks, chunks_of, decode_step
-from benchmarks.harness.device_state import SETTINGS, Shape, made_state
-from benchmarks.harness.report import RESULTS, Bar, Report
-from headkv_vllm.kernels.head_attention import attend_by_head
-from headkv_vllm.kernels.kept_entries import copy_entries
-from headkv_vllm.kernels.kept_positions import kept_positions
-from headkv_vllm.kernels.position_scores import Wanted, position_scores
-from headkv_vllm.kernels.window_scores import window_scores
-
-DECODE: Final = Shape(4, 8, 4, 128, prompt_tokens=(2048,) * 64, kept=64, generated=100)
-"""64 requests, 8 KV heads, 1,024 kept tokens on average, in four of a model's layers."""
-PREFILL: Final = Shape(1, 8, 4, 128, prompt_tokens=(32_768,), kept=64)
-COPY_BYTES: Final = 2**30
+PARTS: Final = {
+    "checks": ["benchmarks.gpu_check", "--checks"],
+    "smoke": ["benchmarks.gpu_smoke", "--out"],
+    "kernels": ["benchmarks.gpu_kernels", "--out"],
+    "engine": ["benchmarks.gpu_engine", "--out"],
+}
+NEED_VLLM: Final = ("smoke", "kernels", "engine")
+"""vLLM for this GPU must be installed."""
 
 
-def milliseconds(run: Callable[[], object]) -> float:
-    return float(triton.testing.do_bench(run, warmup=100, rep=500, return_mode="median"))
+def run_checks(path: Path) -> int:
+    """In a process of its own, because Triton reads once whether it interprets."""
+    has_gpu = torch.cuda.is_available()
+    if not has_gpu:
+        os.environ["TRITON_INTERPRET"] = "1"
+    from benchmarks.harness.device_checks import checks
+
+    found = checks(torch.device("cuda" if has_gpu else "cpu"))
+    content = {"machine": describe_machine(), "checks": found}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return 0 if all(value <= limit for _, value, limit in found) else 1
 
 
-def copy_bandwidth() -> float:
-    """GB/s of a device copy, read and written bytes together."""
-    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * COPY_BYTES / milliseconds(lambda: target.copy_(source)) / 1e6
+def page(folder: Path, notes: list[str]) -> str:
+    """What the parts have written into `folder`, for people."""
+    found = {name: _read(folder / f"{name}.json") for name in PARTS}
+    checks = found["checks"] or {"machine": {}, "checks": []}
+    machine = ", ".join(f"{name} {value}" for name, value in checks["machine"].items())
+    name = checks["machine"].get("gpu", "no GPU")
+    parts = [f"# Are the kernels right and fast? ({name})", "```\nscripts/gpu-check\n```", machine]
+    parts += notes
+    bars = [Bar(what, value, limit, at_most=True) for what, value, limit in checks["checks"]]
+    columns = ("", "bound", "measured", "")
+    parts += ["## Differences to the plain reference", table(columns, [b.cells for b in bars])]
+    if found["smoke"]:
+        rows = [line.split(maxsplit=1) for line in found["smoke"]["table"]]
+        parts += ["## Engines that answer", table(("", "engine and its answers"), rows)]
+    for question, rows in (found["kernels"] or {}).items():
+        if rows:
+            columns = tuple(rows[0])
+            parts += [
+                f"## {question.capitalize()}",
+                table(columns, [tuple(r.values()) for r in rows]),
+            ]
+    if found["engine"]:
+        from benchmarks import gpu_engine
+
+        measured = gpu_engine.from_json(found["engine"])
+        bars = gpu_engine.bars(gpu_engine.Sizes(), measured)
+        rows = gpu_engine.rows(measured)
+        parts += [
+            "## Engines beside stock vLLM",
+            table(("", "bound", "", ""), [b.cells for b in bars]),
+        ]
+        parts += [table(tuple(rows[0]), [tuple(row.values()) for row in rows])]
+    missing = [each for each in PARTS if not found[each]]
+    if missing:
+        parts.append(f"Not measured: {', '.join(missing)}.")
+    return "\n\n".join(parts) + "\n"
 
 
-def decode_measures() -> dict[str, float]:
-    state = made_state(DECODE, torch.device("cuda"), torch.bfloat16)
-    tokens, work = decode_step(state)
-    query = state.queries(len(state.seq_lens))
-    output = torch.empty_like(query)
-    layers = [state.layer(index) for index in range(DECODE.num_layers)]
-
-    def attend() -> None:
-        for inputs in layers:
-            attend_by_head(query, state.rows, tokens, work, inputs, output)
-
-    num_bytes = int(work.seq_lens.sum()) * 2 * DECODE.head_size * 2
-    # As in serving, where a graph launches it: from Python it would take longer than it runs.
-    attention = float(triton.testing.do_bench_cudagraph(attend, rep=200, return_mode="median"))
-    return {
-        "device copy, GB/s": copy_bandwidth(),
-        "attention by head, GB/s": num_bytes / attention / 1e6,
-        "attention by head, ms per layer": attention / DECODE.num_layers,
-        "metadata of a decode step, ms": milliseconds(lambda: decode_step(state)),
-    }
-
-
-def prefill_measures() -> dict[str, float]:
-    state = made_state(PREFILL, torch.device("cuda"), torch.bfloat16)
-    rows, chunks, inputs = state.rows, chunks_of(state), state.layer(0)
-    query = state.queries(sum(PREFILL.prompt_tokens))
-    wanted = Wanted(SETTINGS, torch.zeros(1, dtype=torch.int32, device="cuda"))
-
-    def compress() -> None:
-        attention = window_scores(query, rows, chunks, inputs, "mean")
-        scores = position_scores(attention, rows, chunks, inputs, wanted)
-        copy_entries(kept_positions(scores, rows, chunks, 0), rows, chunks, inputs)
-
-    return {"compressing a prompt of 32,768 tokens, ms per layer": milliseconds(compress)}
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def has_vllm_for_the_gpu() -> bool:
-    """Whether this environment could serve a model on the GPU."""
     if not torch.cuda.is_available() or find_spec("vllm") is None:
         return False
     from vllm.platforms import current_platform
@@ -92,65 +94,39 @@ def has_vllm_for_the_gpu() -> bool:
     return bool(current_platform.is_cuda_alike())
 
 
-UNMEASURED: Final = (
-    Bar("engine step / short twin's", None, 1.05, at_most=True),
-    Bar("TTFT at 32,768 tokens / stock's", None, 1.03, at_most=True),
-)
-"""Of the engine, where there is none."""
-MEASURES: Final = (
-    "device copy, GB/s",
-    "attention by head, GB/s",
-    "attention by head, ms per layer",
-    "metadata of a decode step, ms",
-    "compressing a prompt of 32,768 tokens, ms per layer",
-)
-
-
-def page(name: str, checked: list[Bar], measured: dict[str, float]) -> Report:
-    """name: of the GPU. checked: all bars, some of them perhaps without a value yet."""
-    rows = [{"measure": what, name: measured.get(what)} for what in MEASURES]
-    notes = []
-    if not has_vllm_for_the_gpu():
-        notes.append("Rows of the engine stay empty: they need vLLM for a GPU.")
-    if not measured:
-        notes.append("No GPU was there: kernels ran in Triton's interpreter, nothing was measured.")
-    slug = name.lower().replace(" ", "-") if measured else "none"
-    question = f"Are the kernels right and fast? ({name})"
-    return Report(f"gpu-{slug}", question, "scripts/gpu-check", rows, checked, notes)
-
-
-def kernel_bars(made: list[Check], measured: dict[str, float]) -> list[Bar]:
-    differ = [
-        Bar(f"kernels and plain twins differ: {what}", d, most, True) for what, d, most in made
-    ]
-    share = None
-    if measured:
-        share = measured["attention by head, GB/s"] / measured["device copy, GB/s"]
-    return [*differ, Bar("attention by head / device copy", share, 0.8, at_most=False)]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="scripts/gpu-check")
-    parser.add_argument(
-        "--out", type=Path, default=RESULTS, help="folder of the page (%(default)s)"
+    parser.add_argument("--out", type=Path, help="folder of the numbers (benchmarks/results/gpu-*)")
+    parser.add_argument("--only", default="", help=f"some of the parts: {', '.join(PARTS)}")
+    parser.add_argument("--page", action="store_true", help="only write the page of what is there")
+    parser.add_argument("--note", action="append", default=[], help="a paragraph of the page")
+    parser.add_argument("--checks", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.checks:
+        return run_checks(asked.checks)
+    slug = (
+        torch.cuda.get_device_name(0).lower().replace(" ", "-")
+        if torch.cuda.is_available()
+        else "none"
     )
-    out = parser.parse_args().out
-    has_gpu = torch.cuda.is_available()
-    name = torch.cuda.get_device_name(0) if has_gpu else "no GPU"
-    made = checks(torch.device("cuda" if has_gpu else "cpu"))
-    measured = {**decode_measures(), **prefill_measures()} if has_gpu else {}
-    bars = [*kernel_bars(made, measured), *UNMEASURED]
-    page(name, bars, measured).write(out)  # what there is, should the engine not start
-    if has_vllm_for_the_gpu():
-        from benchmarks import gpu_engine
-
-        bars = [*kernel_bars(made, measured), *gpu_engine.bars()]
-        page(name, bars, measured).write(out)
-    for bar in bars:
-        print(" | ".join(bar.cells))
-    for what, value in measured.items():
-        print(f"{what}: {value:.4g}")
-    return 1 if any(bar.holds is False for bar in bars) else 0
+    folder: Path = asked.out or RESULTS / f"gpu-{slug}"
+    folder.mkdir(parents=True, exist_ok=True)
+    status = 0
+    for name, command in PARTS.items():
+        if asked.page or name not in (asked.only or name).split(","):
+            continue
+        if name in NEED_VLLM and not has_vllm_for_the_gpu():
+            print(f"{name}: needs a GPU and vLLM for it", flush=True)
+            continue
+        print(f"{name}:", flush=True)
+        target = folder if name == "smoke" else folder / f"{name}.json"
+        status |= subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", *command, target]
+        ).returncode
+        folder.with_suffix(".md").write_text(page(folder, asked.note))
+    folder.with_suffix(".md").write_text(page(folder, asked.note))
+    print(f"wrote {folder.with_suffix('.md')}")
+    return status
 
 
 if __name__ == "__main__":

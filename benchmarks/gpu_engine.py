@@ -8,6 +8,7 @@ is the stock engine with prompts as long as what headkv keeps.
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -36,7 +37,7 @@ class Sizes:
     budget: int = 1024
     num_steps: int = 64
     ttft_tokens: int = 32_768
-    num_long: int = 3
+    num_long: int = 2
     max_num_batched_tokens: int = 8192
 
     @property
@@ -126,27 +127,46 @@ class Measured:
         return median(self.ttft[one]) / median(self.ttft[other])
 
 
-def measure(sizes: Sizes, **more: Any) -> Measured:
+Progress = Callable[[str, Any], None]
+"""Is told each side's numbers as soon as they are there."""
+
+
+def measure(sizes: Sizes, progress: Progress = lambda *_: None, **more: Any) -> Measured:
     """more: further arguments of `vllm.LLM`, for both engines."""
     common = arguments(sizes, **more)
     off = {"headkv_budget": 0}
+    steps: dict[str, Decode] = {}
+    ttft: dict[str, list[float]] = {}
     stock = EngineProcess(ENVIRONMENT, **common)
     headkv = EngineProcess(ENVIRONMENT, starts_at_once=False, **common | of_headkv(sizes))
+
+    def time_steps(engine: EngineProcess, name: str, length: int, asked: Any = None) -> None:
+        steps[name] = engine.call(decode, sizes, length, asked)
+        progress(f"{name}: decode", asdict(steps[name]))
+
+    def time_first_token(engine: EngineProcess, name: str, asked: Any = None) -> None:
+        ttft[name] = engine.call(first_token, sizes, asked)
+        progress(f"{name}: TTFT", ttft[name])
+
     try:
-        steps = {
-            "stock": stock.call(decode, sizes, sizes.prompt_tokens, None),
-            "twin": stock.call(decode, sizes, sizes.budget, None),
-        }
-        ttft = {"stock": stock.call(first_token, sizes, None)}
+        time_steps(stock, "stock", sizes.prompt_tokens)
+        time_steps(stock, "twin", sizes.budget)
+        time_first_token(stock, "stock")
         stock.stop()
-        steps["headkv"] = headkv.call(decode, sizes, sizes.prompt_tokens, None)
-        steps["off"] = headkv.call(decode, sizes, sizes.prompt_tokens, off)
-        ttft["headkv"] = headkv.call(first_token, sizes, None)
-        ttft["off"] = headkv.call(first_token, sizes, off)
+        time_steps(headkv, "headkv", sizes.prompt_tokens)
+        time_first_token(headkv, "headkv")
+        time_steps(headkv, "off", sizes.prompt_tokens, off)
+        time_first_token(headkv, "off", off)
     finally:
         stock.stop()
         headkv.stop()
     return Measured(steps, ttft)
+
+
+def from_json(found: Any) -> Measured:
+    """What `main` has written."""
+    steps = {name: Decode(**one) for name, one in found["decode"].items()}
+    return Measured(steps, found["ttft"])
 
 
 def bars(sizes: Sizes, found: Measured) -> list[Bar]:
@@ -186,7 +206,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for the numbers, as JSON")
     given = parser.parse_args()
     sizes = Sizes()
-    found = measure(sizes, **({"async_scheduling": False} if given.sync else {}))
+    more = {"async_scheduling": False} if given.sync else {}
+    found = measure(sizes, lambda name, value: print(name, value, flush=True), **more)
     if given.out:
         given.out.write_text(json.dumps(asdict(found), indent=1) + "\n")
     for row in rows(found):

@@ -18,16 +18,11 @@ from vllm._custom_ops import reshape_and_cache_flash
 from vllm.v1.attention.ops.triton_unified_attention import unified_attention
 from vllm.vllm_flash_attn import flash_attn_varlen_func
 
-from benchmarks.harness.device_checks import chunks_of, decode_step
-from benchmarks.harness.device_state import BLOCK_SIZE, SETTINGS, DeviceState, Shape, made_state
-from headkv_vllm.block_row import HEADER_SIZE
-from headkv_vllm.kernels.allotment import first_head_blocks
-from headkv_vllm.kernels.head_attention import attend_by_head
-from headkv_vllm.kernels.kept_entries import copy_entries
-from headkv_vllm.kernels.kept_positions import kept_positions
-from headkv_vllm.kernels.position_scores import Wanted, position_scores
-from headkv_vllm.kernels.stored_entries import store_entries
-from headkv_vllm.kernels.window_scores import window_scores
+from benchmarks.harness.device_checks import compress, compressor_of, decode_step, prompt_of
+from benchmarks.harness.device_state import BLOCK_SIZE, DeviceState, Shape, made_state
+from headkv_vllm.cache.block_row import HEADER_SIZE
+from headkv_vllm.kernels.cache_writes import reshape_and_cache
+from headkv_vllm.kernels.decode_attention import attend_by_head
 
 GPU: Final = torch.device("cuda")
 HEADS: Final = {"num_kv_heads": 8, "group_size": 4, "head_size": 128}
@@ -63,7 +58,7 @@ def ceilings() -> Iterator[Row]:
 def decode_cases() -> Iterator[Row]:
     """Attention of one decode step at the same number of kept entries."""
     for batch in (1, 8, 64, 256):
-        for kept in (512, 1024, 4096):
+        for kept in (512, 1024, 4096) if batch < 256 else (512, 1024):
             yield decode_case(batch, kept)
 
 
@@ -89,16 +84,16 @@ def decode_case(batch: int, kept: int) -> Row:
 def by_head(state: DeviceState) -> tuple[int, float]:
     """How many entries a layer attends on average, and the time that takes."""
     num_layers = state.shape.num_layers
-    tokens, work = decode_step(state)
+    tokens, splits = decode_step(state)
     query = state.queries(len(state.seq_lens))
     output = torch.empty_like(query)
     layers = [state.layer(index) for index in range(num_layers)]
 
     def attend() -> None:
         for inputs in layers:
-            attend_by_head(query, state.rows, tokens, work, inputs, output)
+            attend_by_head(query, state.rows, tokens, splits, inputs, output)
 
-    return int(work.seq_lens.sum()) // num_layers, graph_ms(attend) / num_layers
+    return int(splits.seq_lens.sum()) // num_layers, graph_ms(attend) / num_layers
 
 
 def by_others(state: DeviceState, length: int) -> tuple[float, float]:
@@ -160,46 +155,33 @@ def metadata_cases() -> Iterator[Row]:
 def metadata_case(batch: int) -> Row:
     shape = Shape(36, **HEADS, prompt_tokens=(512,) * batch, kept=8, generated=GENERATED)
     state = made_state(shape, GPU, torch.bfloat16)
-    step = (state.rows.rows, state.query_start_loc, state.seq_lens)
-
-    def allocate() -> None:
-        first_head_blocks(*step, state.weights, state.decided, state.sizes, state.buffers)
-
-    def plan() -> None:
-        allocate()
-        decode_step(state)
-
     return {
         "requests": batch,
-        "from Python, ms": eager_ms(plan),
-        "on the GPU, ms": graph_ms(plan),
-        "of it the allocation, ms": graph_ms(allocate),
+        "from Python, ms": eager_ms(lambda: decode_step(state)),
+        "on the GPU, ms": graph_ms(lambda: decode_step(state)),
     }
 
 
 def compression_cases() -> Iterator[Row]:
-    """One layer of one prompt, beside the attention that reads that prompt."""
-    for length in (8192, 32_768, 131_072):
+    """All layers of one prompt, beside the attention that reads that prompt."""
+    for length in (1024, 8192, 32_768, 131_072):
         yield compression_case(length)
 
 
 def compression_case(length: int) -> Row:
-    """The parts of compressing a prompt of `length` tokens to 1,024 kept ones."""
-    shape = Shape(2, **HEADS, prompt_tokens=(length,), kept=1024 // BLOCK_SIZE)
-    state = made_state(shape, GPU, torch.bfloat16)
-    rows, chunks, inputs = state.rows, chunks_of(state), state.layer(0)
-    query = state.queries(length)
-    wanted = Wanted(SETTINGS, torch.zeros(1, dtype=torch.int32, device=GPU))
-    attention = window_scores(query, rows, chunks, inputs, "mean")
-    scores = position_scores(attention, rows, chunks, inputs, wanted)
-    positions = kept_positions(scores, rows, chunks, 0)
-    parts = {
-        "window, ms": eager_ms(lambda: window_scores(query, rows, chunks, inputs, "mean")),
-        "pooling, ms": eager_ms(lambda: position_scores(attention, rows, chunks, inputs, wanted)),
-        "choice, ms": eager_ms(lambda: kept_positions(scores, rows, chunks, 0)),
-        "copy, ms": eager_ms(lambda: copy_entries(positions, rows, chunks, inputs)),
-    }
-    keys, values = (torch.randn_like(query[:, : shape.num_kv_heads]) for _ in range(2))
+    """A prompt of `length` tokens becomes 1,024 kept ones, or half of it where that is less."""
+    num_layers = 36 if length <= 32_768 else 12
+    kept = min(1024, length // 2) // BLOCK_SIZE
+    state = made_state(
+        Shape(num_layers, **HEADS, prompt_tokens=(length,), kept=kept), GPU, torch.bfloat16
+    )
+    query, compressor = state.queries(length), compressor_of(state)
+    prompts = [prompt_of(state, 0)]
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    milliseconds = eager_ms(lambda: compress(compressor, prompts, query)) / num_layers
+    workspace = torch.cuda.max_memory_allocated() - before
+    keys, values = (torch.randn_like(query[:, : HEADS["num_kv_heads"]]) for _ in range(2))
     starts = torch.tensor([0, length], dtype=torch.int32, device=GPU)
 
     def attend() -> None:
@@ -208,12 +190,12 @@ def compression_case(length: int) -> Row:
         )
 
     prefill = eager_ms(attend)
-    share = sum(parts.values()) / prefill
     return {
         "prompt tokens": length,
-        **parts,
-        "prefill attention, ms": prefill,
-        "compression / prefill attention": share,
+        "compression, ms per layer": milliseconds,
+        "prefill attention, ms per layer": prefill,
+        "compression / prefill attention": milliseconds / prefill,
+        "workspace, MiB": workspace / 2**20,
     }
 
 
@@ -236,7 +218,7 @@ def writing_case(state: DeviceState, num_tokens: int) -> Row:
     one, inputs = torch.ones(1, device=GPU), state.layer(0)
     return {
         "tokens": num_tokens,
-        "ours, ms": graph_ms(lambda: store_entries(key, value, slots, state.rows, inputs)),
+        "ours, ms": graph_ms(lambda: reshape_and_cache(key, value, slots, state.rows, inputs)),
         "reshape_and_cache_flash, ms": graph_ms(
             lambda: reshape_and_cache_flash(key, value, *caches, slots, "auto", one, one)
         ),

@@ -10,22 +10,28 @@ _rises: list[int] = []
 
 
 def watch(llm: Any, what: Literal["time", "memory"]) -> None:
-    """Watch every layer's compaction from now on; looking at memory takes time itself."""
-    from headkv_vllm.engine.backends import cpu_attention, cpu_compaction
+    """Watch every prompt's compression from now on; looking at memory takes time itself."""
+    from headkv_vllm.cache.compression import Compressor
 
-    def timed(*arguments: Any) -> None:
+    compress = getattr(Compressor.compress, "watched", Compressor.compress)
+
+    def timed(*arguments: Any) -> Any:
         start = time.perf_counter()
-        cpu_compaction.compress(*arguments)
+        kept = compress(*arguments)
         _seconds.append(time.perf_counter() - start)
+        return kept
 
-    def weighed(*arguments: Any) -> None:
+    def weighed(*arguments: Any) -> Any:
         # Linux forgets the peak of resident memory when 5 is written here.
         Path("/proc/self/clear_refs").write_text("5")
         before = _memory("VmRSS")
-        cpu_compaction.compress(*arguments)
+        kept = compress(*arguments)
         _rises.append(_memory("VmHWM") - before)
+        return kept
 
-    cpu_attention.compress = timed if what == "time" else weighed
+    watching: Any = timed if what == "time" else weighed
+    watching.watched = compress
+    Compressor.compress = watching  # type: ignore[method-assign]
     _seconds.clear()
     _rises.clear()
 

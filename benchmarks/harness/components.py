@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from benchmarks.harness.sides import BLOCK_SIZE
-from headkv_vllm.batch_planner import BatchPlanner
-from headkv_vllm.block_row import HEADER_SIZE, BlockRow
-from headkv_vllm.budgets.cache import AllotmentCache
-from headkv_vllm.budgets.live import LiveAllotments
+from headkv_vllm.budgets.adaptive_allocations import AdaptiveAllocations
+from headkv_vllm.budgets.allocation_cache import AllocationCache
 from headkv_vllm.budgets.request import request_budget
+from headkv_vllm.cache.block_row import HEADER_SIZE, BlockRow
+from headkv_vllm.cache.compression import CPU_WORKSPACE, Compressor, LayerLogits
+from headkv_vllm.cache.planner import BatchPlanner
+from headkv_vllm.cache.row_allocations import RowAllocations
 from headkv_vllm.config import Settings
-from headkv_vllm.row_allotments import RowAllotments
 
 POLICY_INDEX = 0
 """headkv's place in the registry."""
@@ -33,8 +34,8 @@ class Planning:
     ) -> None:
         settings = Settings(budget=budget)
         scores = np.random.default_rng(0).exponential(size=(num_layers, num_kv_heads)) ** 2
-        live = LiveAllotments(num_layers, num_kv_heads)
-        read = RowAllotments(AllotmentCache(scores, settings), live, settings.window, BLOCK_SIZE)
+        static, adaptive = AllocationCache(scores, settings), AdaptiveAllocations()
+        read = RowAllocations(static, adaptive, settings.window, BLOCK_SIZE)
         self.planner = BatchPlanner(read, num_layers, num_kv_heads, BLOCK_SIZE, settings.window)
         self.num_compressed = request_budget(
             settings, num_prompt_tokens, BLOCK_SIZE
@@ -79,32 +80,27 @@ class Compacting:
     ) -> None:
         from vllm.platforms import current_platform
 
-        from headkv_vllm.engine.backends.cpu_cache import LayerCache
-        from headkv_vllm.engine.backends.cpu_compaction import LayerAttention
+        from headkv_vllm.engine.attention.cpu_cache import PackedHeadBlocks
 
         current_platform.import_kernels()
         torch.manual_seed(0)
-        self._settings = Settings(budget=budget)
+        settings = Settings(budget=budget)
         planning = Planning(1, num_kv_heads, 1, num_prompt_tokens, budget)
         rows, starts = planning._rows, torch.tensor([0, num_prompt_tokens]).int()
         batch = planning.planner.plan(rows, starts, torch.tensor([num_prompt_tokens]).int())
-        (self._compression,) = batch.compressions
-        shape = (rows.shape[1] + 1, 1, num_kv_heads, BLOCK_SIZE, 2 * head_size)
-        layer = torch.randn(shape).bfloat16()[:, 0]
-        self._cache = LayerCache.of(layer, 0, 1, "vec")
+        (self._prompt,) = batch.compressions
+        shape = ((rows.shape[1] + 1) * num_kv_heads, BLOCK_SIZE, 2 * head_size)
+        head_blocks = PackedHeadBlocks(torch.randn(shape).bfloat16(), 1, num_kv_heads, "vec")
+        logits = LayerLogits(torch.tensor([head_size**-0.5]), None)
+        self._compressor = Compressor(head_blocks, logits, settings, CPU_WORKSPACE)
         heads = num_kv_heads * group_size
-        self._window = torch.randn(self._settings.window, heads, head_size).bfloat16()
-        self._attention = LayerAttention(0, head_size**-0.5, 0.0)
-        self._live = LiveAllotments(1, num_kv_heads)
+        self._window = torch.randn(1, settings.window, heads, head_size).bfloat16()
 
     def seconds(self, num_times: int = 7) -> float:
         """The median time of compressing the prompt in this layer."""
         return median(self._seconds() for _ in range(num_times))
 
     def _seconds(self) -> float:
-        from headkv_vllm.engine.backends.cpu_compaction import compress
-
-        arguments = (self._cache, self._compression, self._attention, self._settings, self._live)
         start = time.perf_counter()
-        compress(self._window, *arguments)
+        self._compressor.compress(self._prompt, self._window, [0])
         return time.perf_counter() - start

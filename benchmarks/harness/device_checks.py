@@ -1,40 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels beside their plain twins, on one state: what a check on a GPU compares."""
+"""On this machine's GPU, or in Triton's interpreter: are the kernels right?"""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Final
 
 import torch
 
-from benchmarks.harness.device_state import (
-    BLOCK_SIZE,
-    SETTINGS,
-    DeviceState,
-    Shape,
-    made_state,
+from benchmarks.harness.device_state import BLOCK_SIZE, SETTINGS, DeviceState, Shape, made_state
+from headkv_vllm.budgets.policies import POLICIES
+from headkv_vllm.cache.block_row import BlockRow
+from headkv_vllm.cache.compression import (
+    GPU_WORKSPACE,
+    Compressor,
+    LayerLogits,
+    PromptCompression,
+    StepCompression,
 )
-from headkv_vllm.kernels.allotment import first_head_blocks, first_head_blocks_plain
-from headkv_vllm.kernels.buffers import Buffers
-from headkv_vllm.kernels.chunk_attention import attend_chunks, attend_chunks_plain
-from headkv_vllm.kernels.chunks import Chunks
-from headkv_vllm.kernels.decided import Decided
-from headkv_vllm.kernels.head_attention import attend_by_head, attend_by_head_plain
-from headkv_vllm.kernels.kept_entries import copy_entries, copy_entries_plain
-from headkv_vllm.kernels.kept_positions import kept_positions, kept_positions_plain
-from headkv_vllm.kernels.layer_split import split_layers, split_layers_plain
-from headkv_vllm.kernels.position_scores import Wanted, position_scores, position_scores_plain
-from headkv_vllm.kernels.prompt_tables import prompt_tables, prompt_tables_plain
-from headkv_vllm.kernels.rows import DeviceTokens
-from headkv_vllm.kernels.step_tokens import step_tokens, step_tokens_plain
-from headkv_vllm.kernels.stored_entries import store_entries, store_entries_plain
-from headkv_vllm.kernels.window_scores import window_scores, window_scores_plain
-from headkv_vllm.kernels.work_list import (
-    WorkList,
-    num_programs_of,
-    work_list,
-    work_list_plain,
-)
+from headkv_vllm.cache.head_blocks import PlainHeadBlocks
+from headkv_vllm.kernels import reference
+from headkv_vllm.kernels.cache_writes import reshape_and_cache
+from headkv_vllm.kernels.chunk_attention import attend_chunks
+from headkv_vllm.kernels.decode_attention import attend_by_head
+from headkv_vllm.kernels.dense_tables import dense_tables
+from headkv_vllm.kernels.inputs import Chunks, DeviceTokens
+from headkv_vllm.kernels.kv_splits import KVSplits, kv_splits, num_splits_of
+from headkv_vllm.kernels.step_tokens import step_tokens
 
 SMALL: Final = Shape(2, 2, 3, 64, prompt_tokens=(300, 410), kept=4, generated=7)
 
@@ -45,20 +37,27 @@ Check = tuple[str, float, float]
 
 def checks(device: torch.device) -> list[Check]:
     state = made_state(SMALL, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    found = [*metadata_checks(state), *attention_check(state), *compaction_checks(state)]
-    found += storing_checks(state, state.cache.dtype)
+    found = [*metadata_checks(state), *attention_checks(state), *compression_checks(state)]
+    found += writing_checks(state, state.cache.dtype)
     if device.type != "cuda":
         return found
     if torch.cuda.get_device_capability(device) >= (8, 9):
-        found += storing_checks(state, torch.float8_e4m3fn)
+        found += writing_checks(state, torch.float8_e4m3fn)
     return [*found, *graph_check(state)]
 
 
-def decode_step(state: DeviceState) -> tuple[DeviceTokens, WorkList]:
+def decode_step(state: DeviceState) -> tuple[DeviceTokens, KVSplits]:
     """The metadata of a step in which each request decodes one token."""
+    tokens, _ = step_tokens(*tokens_of(state), state.buffers)
+    num_splits = num_splits_of(state.cache.device)
+    return tokens, kv_splits(state.rows, tokens, num_splits, state.buffers)
+
+
+def tokens_of(state: DeviceState) -> tuple[torch.Tensor, ...]:
+    """What `step_tokens` takes for that step, up to its buffers."""
+    stock = torch.zeros_like(state.seq_lens, dtype=torch.int64)
     step = (state.rows.rows, state.query_start_loc, state.seq_lens)
-    tokens, _ = step_tokens(*step, len(state.seq_lens), 1, BLOCK_SIZE, state.buffers)
-    return tokens, work_list(state.rows, tokens, num_programs_of(state.cache.device), state.buffers)
+    return (*step, stock, 1, BLOCK_SIZE)  # type: ignore[return-value]
 
 
 def chunks_of(state: DeviceState) -> Chunks:
@@ -71,94 +70,119 @@ def chunks_of(state: DeviceState) -> Chunks:
     return Chunks(requests, *columns, max(lengths), max(lengths))
 
 
-def difference(made: torch.Tensor, plain: torch.Tensor) -> float:
-    return (made.cpu().double() - plain.cpu().double()).abs().max().item()
+def compressor_of(state: DeviceState) -> Compressor:
+    """Of all layers of the state."""
+    shape, device = state.shape, state.cache.device
+    sizes = (shape.num_layers, shape.num_kv_heads, state.cache.dtype)
+    scales = torch.full((shape.num_layers,), shape.head_size**-0.5, device=device)
+    head_blocks = PlainHeadBlocks(state.cache, *sizes)
+    return Compressor(head_blocks, LayerLogits(scales, None), SETTINGS, GPU_WORKSPACE)
+
+
+def prompt_of(state: DeviceState, request: int, policy: str = "headkv") -> PromptCompression:
+    """One of the prompts that `chunks_of` completes."""
+    row = BlockRow.from_entries(state.rows.rows[request].tolist())
+    length, device = row.num_prompt_tokens, state.cache.device
+    end = sum(state.shape.prompt_tokens[: request + 1])
+    blocks = row.blocks[: -(-length // BLOCK_SIZE)]
+    return PromptCompression(
+        length,
+        (length - SETTINGS.window) // BLOCK_SIZE,
+        torch.tensor(blocks, device=device),
+        torch.tensor(row.compressed_blocks, device=device),
+        POLICIES[policy],  # type: ignore[index]
+        state.num_head_blocks[request],
+        end - SETTINGS.window,
+    )
+
+
+class NoClock:
+    """Measures nothing."""
+
+    def measuring(self) -> nullcontext[None]:
+        return nullcontext()
+
+    def finish(self, num_prompts: int) -> None: ...
+
+
+def compress(compressor: Compressor, prompts: list[PromptCompression], query: torch.Tensor) -> None:
+    """All layers of a step's prompts. query: [num_tokens, num_heads, head_size], of each layer."""
+    starts = torch.tensor([prompt.window_start for prompt in prompts], device=query.device)
+    ignore = (lambda: prompts, lambda *_: None, NoClock())
+    step = StepCompression(compressor, starts, *ignore)
+    for layer in range(compressor.num_layers):
+        step.add_layer(layer, query)
+
+
+def difference(made: torch.Tensor, expected: torch.Tensor) -> float:
+    return (made.cpu().double() - expected.cpu().double()).abs().max().item()
 
 
 def metadata_checks(state: DeviceState) -> Iterator[Check]:
-    rows = state.rows
-    step = (rows.rows, state.query_start_loc, state.seq_lens)
-    arguments = (*step, state.weights, state.decided, state.sizes, Buffers(rows.rows.device))
-    first, plain_first = first_head_blocks(*arguments), first_head_blocks_plain(*arguments)
-    yield "head blocks dealt out", difference(first, plain_first), 0
-    arguments = (*step, len(state.seq_lens) + 1, 1, BLOCK_SIZE, state.buffers)
+    arguments = (*tokens_of(state), state.buffers)
     (tokens, slots), (plain_tokens, plain_slots) = (
         step_tokens(*arguments),
-        step_tokens_plain(*arguments),
+        reference.step_tokens(*arguments),
     )
     yield "slots", difference(slots, plain_slots), 0
     yield "ends of tokens", difference(tokens.ends, plain_tokens.ends), 0
-    work, plain = (
-        work_list(rows, tokens, 8, state.buffers),
-        work_list_plain(rows, tokens, 8, state.buffers),
+    splits, plain = (
+        one(state.rows, tokens, 8, state.buffers) for one in (kv_splits, reference.kv_splits)
     )
-    yield "lengths of heads", difference(work.seq_lens, plain.seq_lens), 0
-    yield "pieces of work", difference(work.first_piece, plain.first_piece), 0
+    yield "lengths of heads", difference(splits.seq_lens, plain.seq_lens), 0
+    yield "KV splits", difference(splits.first_split, plain.first_split), 0
+    chunks = chunks_of(state)
+    made, plain_tables = (
+        dense_tables(state.rows, chunks),
+        reference.dense_tables(state.rows, chunks),
+    )
+    yield "block tables of prompts", difference(made.block_table, plain_tables.block_table), 0
 
 
-def attention_check(state: DeviceState) -> Iterator[Check]:
-    tokens, work = decode_step(state)
+def attention_checks(state: DeviceState) -> Iterator[Check]:
+    tokens, splits = decode_step(state)
     query = state.queries(len(state.seq_lens))
     for layer in range(state.shape.num_layers):
         made, plain = torch.empty_like(query), torch.empty_like(query)
-        for attend, output in ((attend_by_head, made), (attend_by_head_plain, plain)):
-            attend(query, state.rows, tokens, work, state.layer(layer), output)
+        for attend, output in ((attend_by_head, made), (reference.attend_by_head, plain)):
+            attend(query, state.rows, tokens, splits, state.layer(layer), output)
         yield f"attention by head, layer {layer}", difference(made, plain), 0.02
-
-
-def compaction_checks(state: DeviceState) -> Iterator[Check]:
-    rows, chunks, inputs = state.rows, chunks_of(state), state.layer(0)
     query = state.queries(sum(state.shape.prompt_tokens))
     made, plain = torch.empty_like(query), torch.empty_like(query)
-    for attend, output in ((attend_chunks, made), (attend_chunks_plain, plain)):
-        attend(query, rows, chunks, inputs, output)
+    for attend_all, output in ((attend_chunks, made), (reference.attend_chunks, plain)):
+        attend_all(query, state.rows, chunks_of(state), state.layer(0), output)
     yield "attention of prompts", difference(made, plain), 0.02
-    arguments = (query, rows, chunks, inputs, "mean")
-    attention = window_scores(*arguments)
-    yield "attention of the window", difference(attention, window_scores_plain(*arguments)), 0.005
-    recent = torch.zeros(1, dtype=torch.int32, device=query.device)
-    wanted = Wanted(SETTINGS, recent)
-    scores = position_scores(attention, rows, chunks, inputs, wanted)
-    plain = position_scores_plain(attention, rows, chunks, inputs, wanted)
-    yield "scores of positions", difference(scores, plain), 1e-6
-    yield from split_checks(state, chunks, scores)
-    positions = kept_positions(scores, rows, chunks, 0)
-    kept = kept_positions_plain(scores, rows, chunks, 0)
-    yield "positions kept", difference(positions, kept), 0
-    before = state.cache.clone()
-    copy_entries(positions, rows, chunks, inputs)
-    made = state.cache.clone()
-    state.cache.copy_(before)
-    copy_entries_plain(positions, rows, chunks, inputs)
-    yield "entries copied", difference(made, state.cache), 0
 
 
-def split_checks(state: DeviceState, chunks: Chunks, scores: torch.Tensor) -> Iterator[Check]:
-    """As under an adaptive policy."""
-    adaptive, counts = torch.ones_like(state.decided.adaptive), state.decided.counts
-    decided = [Decided(adaptive, counts.clone()) for _ in range(2)]
-    rows = [replace(state.rows, first=state.rows.first.clone()) for _ in decided]
-    for split, own, to in zip((split_layers, split_layers_plain), rows, decided, strict=True):
-        split(scores, own, chunks, 0, to, SETTINGS.min_blocks)
-    yield "a layer split by a prompt", difference(decided[0].counts, decided[1].counts), 0
-    yield "head blocks after that", difference(rows[0].first, rows[1].first), 0
+def compression_checks(state: DeviceState) -> Iterator[Check]:
+    """On a CPU, of which the tests compare every part with a reference, and on this device.
+
+    Sums of another order may choose another of two positions that score almost the same.
+    """
+    query = state.queries(sum(state.shape.prompt_tokens))
+    before, cpu = state.cache.clone(), torch.device("cpu")
+    there = replace(state, cache=state.cache.cpu(), seq_lens=state.seq_lens.cpu())
+    for policy in ("headkv", "adakv", "streaming"):
+        for one, queries in ((state, query), (there, query.to(cpu))):
+            prompts = [prompt_of(one, i, policy) for i in range(len(state.seq_lens))]
+            compress(compressor_of(one), prompts, queries)
+        is_other = (state.cache.cpu() != there.cache).flatten(2).any(2).double().mean().item()
+        yield f"entries that are kept under {policy}, share of others", is_other, 0.01
+        state.cache.copy_(before)
+        there.cache.copy_(before)
 
 
-def storing_checks(state: DeviceState, dtype: torch.dtype) -> Iterator[Check]:
+def writing_checks(state: DeviceState, dtype: torch.dtype) -> Iterator[Check]:
     """dtype: of the cache. Numbers are rounded alike on a GPU and in torch."""
-    rows, chunks = state.rows, chunks_of(state)
-    made, plain = prompt_tables(rows, chunks), prompt_tables_plain(rows, chunks)
-    yield "block tables of prompts", difference(made.block_table, plain.block_table), 0
     num_reqs, shape = len(state.seq_lens), state.shape
     key, value = state.queries(num_reqs)[:, : 2 * shape.num_kv_heads].split(shape.num_kv_heads, 1)
-    step = (rows.rows, state.query_start_loc, state.seq_lens)
-    _, slots = step_tokens(*step, num_reqs, 1, BLOCK_SIZE, state.buffers)
+    _, slots = step_tokens(*tokens_of(state), state.buffers)
     caches = []
-    for store in (store_entries, store_entries_plain):
+    for write in (reshape_and_cache, reference.reshape_and_cache):
         inputs = replace(state.layer(0), head_blocks=torch.zeros_like(state.cache, dtype=dtype))
-        store(key, value, slots, rows, inputs)
+        write(key, value, slots, state.rows, inputs)
         caches.append(inputs.head_blocks.float())
-    yield f"entries stored as {str(dtype).removeprefix('torch.')}", difference(*caches), 0
+    yield f"entries written as {str(dtype).removeprefix('torch.')}", difference(*caches), 0
 
 
 def graph_check(state: DeviceState) -> Iterator[Check]:
@@ -167,8 +191,8 @@ def graph_check(state: DeviceState) -> Iterator[Check]:
     output = torch.empty_like(query)
 
     def step() -> None:
-        tokens, work = decode_step(state)
-        attend_by_head(query, state.rows, tokens, work, state.layer(0), output)
+        tokens, splits = decode_step(state)
+        attend_by_head(query, state.rows, tokens, splits, state.layer(0), output)
 
     step()
     graph = torch.cuda.CUDAGraph()

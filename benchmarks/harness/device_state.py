@@ -4,15 +4,14 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from headkv_vllm.budgets.headkv import headkv_shares
+from headkv_vllm.budgets.allocation import Bounds, allocate
+from headkv_vllm.budgets.policies import headkv_shares
+from headkv_vllm.cache.block_row import HEADER_SIZE
 from headkv_vllm.config import Settings
-from headkv_vllm.kernels.allotment import HeadWeights, Sizes, first_head_blocks
-from headkv_vllm.kernels.buffers import Buffers
-from headkv_vllm.kernels.decided import Decided
-from headkv_vllm.kernels.layer_inputs import LayerInputs
-from headkv_vllm.kernels.rows import DeviceRows
+from headkv_vllm.kernels.inputs import Buffers, DeviceRows, LayerInputs
 
 BLOCK_SIZE = 16
 SETTINGS = Settings(budget=1024)
@@ -41,16 +40,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class DeviceState:
-    """rows: of all requests. weights, decided, sizes: what they were dealt out by. cache:
-    [num_head_blocks, block_size, 2 * head_size]. query_start_loc: [num_reqs + 1] int32, of a step
-    that decodes a token of each. seq_lens: [num_reqs] int32.
+    """rows: of all requests. num_head_blocks: n[L, H] of each. cache: [num_head_blocks,
+    block_size, 2 * head_size]. query_start_loc: [num_reqs + 1] int32, of a step that decodes a
+    token of each. seq_lens: [num_reqs] int32.
     """
 
     shape: Shape
     rows: DeviceRows
-    weights: HeadWeights
-    decided: Decided
-    sizes: Sizes
+    num_head_blocks: npt.NDArray[np.int32]
     cache: torch.Tensor
     query_start_loc: torch.Tensor
     seq_lens: torch.Tensor
@@ -70,30 +67,37 @@ def made_state(
 ) -> DeviceState:
     """is_even: all heads keep the same, where few heads keep most otherwise.
 
-    Every block of every request is its own, so that none is read from a cache of the GPU's."""
+    Every block of every request is its own, so that none is read from a cache of the GPU's.
+    """
     rng = np.random.default_rng(0)
     num_blocks = [-(-(t + shape.generated) // BLOCK_SIZE) for t in shape.prompt_tokens]
     total = sum(num_blocks) + shape.kept * len(num_blocks)
     pool = rng.permutation(np.arange(1, total + 1)).tolist()
-    width = 3 + shape.kept + max(num_blocks)
-    table = np.zeros((len(num_blocks), width), dtype=np.int32)
+    table = np.zeros((len(num_blocks), HEADER_SIZE + shape.kept + max(num_blocks)), dtype=np.int32)
+    heads = (shape.num_layers, shape.num_kv_heads)
+    scores = rng.random(heads) ** (0 if is_even else 4)
+    shares = headkv_shares(scores, 1, 2, SETTINGS)
+    allocations = np.zeros((total + 1, scores.size + 1), dtype=np.int32)
+    of_requests = []
     for row, length, count in zip(table, shape.prompt_tokens, num_blocks, strict=True):
-        row[:3] = length, shape.kept, 0
-        row[3 : 3 + shape.kept + count] = [pool.pop() for _ in range(shape.kept + count)]
-    rows = torch.from_numpy(table).to(device)
-    scores = rng.random((shape.num_layers, shape.num_kv_heads)) ** (0 if is_even else 4)
-    weights = HeadWeights.of(headkv_shares(scores, 1, 2, SETTINGS).reshape(1, -1), device)
-    shapes = (1, (total + 1, scores.size))
-    decided = Decided(*(torch.zeros(n, dtype=torch.int32, device=device) for n in shapes))
-    sizes = Sizes(shape.num_kv_heads, SETTINGS.window, BLOCK_SIZE, SETTINGS.min_blocks)
+        row[:HEADER_SIZE] = length, shape.kept, 0
+        row[HEADER_SIZE : HEADER_SIZE + shape.kept + count] = [
+            pool.pop() for _ in range(shape.kept + count)
+        ]
+        bounds = Bounds(1, (length - SETTINGS.window) // BLOCK_SIZE)
+        of_requests.append(allocate(shares, shape.kept * scores.size, bounds))
+        np.cumsum(of_requests[-1], out=allocations[row[HEADER_SIZE], 1:])
     content = (BLOCK_SIZE, 2 * shape.head_size)
     cache = torch.empty(((total + 1) * scores.size, *content), dtype=dtype, device=device)
-    cache.normal_()
     ends = [length + shape.generated for length in shape.prompt_tokens]
-    seq_lens = torch.tensor(ends, dtype=torch.int32, device=device)
-    starts = torch.arange(len(ends) + 1, dtype=torch.int32, device=device)
-    buffers = Buffers(device)
-    first = first_head_blocks(rows, starts, seq_lens, weights, decided, sizes, buffers)
-    of_heads = (shape.num_layers, shape.num_kv_heads, BLOCK_SIZE, SETTINGS.window)
-    of_rows = DeviceRows(rows, first, *of_heads)
-    return DeviceState(shape, of_rows, weights, decided, sizes, cache, starts, seq_lens, buffers)
+    sizes = (*heads, BLOCK_SIZE, SETTINGS.window)
+    on_device = (torch.from_numpy(one).to(device) for one in (table, allocations))
+    return DeviceState(
+        shape,
+        DeviceRows(*on_device, *sizes),
+        np.stack(of_requests),
+        cache.normal_(),
+        torch.arange(len(ends) + 1, dtype=torch.int32, device=device),
+        torch.tensor(ends, dtype=torch.int32, device=device),
+        Buffers(device),
+    )

@@ -24,7 +24,11 @@ def describe_machine() -> dict[str, str]:
 
 
 def _gpu() -> dict[str, str]:
-    return {"gpu": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}
+    if not torch.cuda.is_available():
+        return {}
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    return {"gpu": torch.cuda.get_device_name(0), "driver": driver}
 
 
 def _versions() -> dict[str, str]:

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 PARTS: Final = {
     "metadata": (
-        "headkv_vllm.engine.backends.cpu_metadata:HeadKVCpuMetadataBuilder.build",
+        "headkv_vllm.engine.attention.cpu:HeadKVCpuMetadataBuilder.build",
         "vllm.v1.attention.backends.cpu_attn:CPUAttentionMetadataBuilder.build",
     ),
     "attention, all layers": (
-        "headkv_vllm.engine.backends.cpu_attention:HeadKVCpuImpl.forward",
+        "headkv_vllm.engine.attention.cpu:HeadKVCpuImpl.forward",
         "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.forward",
     ),
     "of it kernels": ("vllm._custom_ops:cpu_attention_with_kv_cache",),

@@ -14,13 +14,13 @@ def rounded(entries: torch.Tensor) -> torch.Tensor:
 
 def round_what_is_written() -> None:
     """From now on, in this process, every entry that our CPU backend writes is rounded."""
-    from headkv_vllm.engine.backends.cpu_cache import PagedCache
+    from headkv_vllm.engine.attention.cpu_cache import PackedCache
 
-    write = PagedCache.write
+    write = PackedCache.write
 
     def write_rounded(
-        cache: PagedCache, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
+        cache: PackedCache, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
     ) -> None:
         write(cache, rounded(key), rounded(value), slots)
 
-    PagedCache.write = write_rounded  # type: ignore[method-assign]
+    PackedCache.write = write_rounded  # type: ignore[method-assign]

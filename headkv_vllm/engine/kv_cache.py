@@ -63,7 +63,7 @@ class HeadKVSpec(FullAttentionSpec):
 
 
 class HeadKVManager(FullAttentionManager):
-    """Holds each request's blocks as its row, `headkv_vllm.block_row`.
+    """Holds each request's blocks as its row, `headkv_vllm.cache.block_row`.
 
     A row's header entries are null blocks that carry a number in place of a block's: vLLM sends
     them to the workers as it sends any block's number, and its pool neither frees, hashes nor

@@ -10,7 +10,7 @@ from headkv_vllm.budgets.request import RequestBudget
 from headkv_vllm.cache.block_row import HEADER_SIZE, num_row_entries
 
 Rows = Mapping[str, Sequence[KVCacheBlock]]
-"""Each request's row, `headkv_vllm.block_row`; empty where it holds nothing yet."""
+"""Each request's row, `headkv_vllm.cache.block_row`; empty where it holds nothing yet."""
 Budgets = Mapping[str, RequestBudget]
 
 

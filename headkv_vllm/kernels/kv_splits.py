@@ -17,7 +17,7 @@ from headkv_vllm.kernels.rows import allocation_of, kept_blocks_of, replaced_blo
 
 BLOCK_N: Final = 64
 """Entries that a program reads at a time; a split is a multiple of it."""
-SPLITS_PER_PROCESSOR: Final = 4
+SPLITS_PER_PROCESSOR: Final = 8
 
 
 def num_splits_of(device: torch.device) -> int:
@@ -112,9 +112,9 @@ def _split(
     kept = kept_blocks_of(allocation, replaced, is_used)
     length = end + (kept - replaced) * BLOCK_SIZE
 
-    # Rounded to the nearest number, so that no split is left with a few entries.
     split_len = tl.maximum(tl.cdiv(tl.sum(length, 0), num_splits * BLOCK_N), 1) * BLOCK_N
-    own_splits = tl.maximum((length + split_len // 2) // split_len, tl.minimum(length, 1))
+    # An eighth more than that makes no split of its own.
+    own_splits = tl.maximum(tl.cdiv(length - split_len // 8, split_len), tl.minimum(length, 1))
     last = tl.cumsum(own_splits, 0)
     of_layer = sequences + layer * (num_seqs + num_splits)
     for split in range(tl.max(own_splits, 0)):

@@ -130,7 +130,7 @@ def kv_splits(
             for entries in attended_entries(rows, request, end, layer)
         ]
         split_len = max(1, -(-sum(seq_lens) // (num_splits * BLOCK_N))) * BLOCK_N
-        own = [max(min(n, 1), (n + split_len // 2) // split_len) for n in seq_lens]
+        own = [max(min(n, 1), -((split_len // 8 - n) // split_len)) for n in seq_lens]
         owners = [s for s, count in enumerate(own) for _ in range(count)]
         lengths.append(seq_lens)
         firsts.append([sum(own[:s]) for s in range(num_seqs + 1)])

@@ -4,7 +4,7 @@
 import re
 from pathlib import Path
 
-from headkv_vllm.budgets.registry import POLICIES
+from headkv_vllm.budgets.policies import POLICIES
 
 GUIDE = Path(__file__).parents[2] / "docs" / "adding-a-policy.md"
 

@@ -6,11 +6,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from headkv_vllm.budgets.allotment import Bounds, allot_head_blocks, deal_out, largest_remainder
-from headkv_vllm.budgets.allotment_plain import deal_out_plain
-from headkv_vllm.budgets.registry import POLICIES
+from headkv_vllm.budgets.allocation import Bounds, allocate, allocate_head_blocks, largest_remainder
+from headkv_vllm.budgets.policies import POLICIES
 from headkv_vllm.budgets.request import RequestBudget
 from headkv_vllm.config import Settings
+from tests.budgets import reference
 
 # Few distinct values, many ties and zeros; or anything, over many orders of magnitude.
 SHARE = st.sampled_from([0.0, 1.0, 2.0, 3.0]) | st.floats(0, 1e9) | st.floats(1e-30, 1e-6)
@@ -24,21 +24,21 @@ def share_arrays(draw):
 
 @st.composite
 def block_counts(draw):
-    """fewest <= K < most."""
-    fewest = draw(st.integers(1, 5))
-    num_blocks = fewest + draw(st.integers(0, 20))
-    return fewest, num_blocks, num_blocks + draw(st.integers(1, 60))
+    """low <= K < high."""
+    low = draw(st.integers(1, 5))
+    num_blocks = low + draw(st.integers(0, 20))
+    return low, num_blocks, num_blocks + draw(st.integers(1, 60))
 
 
 @hypothesis_settings(deadline=None)
 @given(shares=share_arrays(), counts=block_counts(), data=st.data())
-def test_dealing_equals_its_plain_twin(shares, counts, data):
-    fewest, _, most = counts
-    total = data.draw(st.integers(fewest * shares.size, most * shares.size))
-    dealt = deal_out(shares, total, Bounds(fewest, most))
-    plain = deal_out_plain(shares, total, Bounds(fewest, most))
-    assert dealt.dtype == plain.dtype == np.int32
-    np.testing.assert_array_equal(dealt, plain)
+def test_allocation_is_that_of_the_reference(shares, counts, data):
+    low, _, high = counts
+    total = data.draw(st.integers(low * shares.size, high * shares.size))
+    allocation = allocate(shares, total, Bounds(low, high))
+    expected = reference.allocate(shares, total, Bounds(low, high))
+    assert allocation.dtype == expected.dtype == np.int32
+    np.testing.assert_array_equal(allocation, expected)
 
 
 @hypothesis_settings(deadline=None)
@@ -49,22 +49,22 @@ def test_dealing_equals_its_plain_twin(shares, counts, data):
     policy=st.sampled_from(list(POLICIES)),
 )
 def test_every_block_is_dealt_out_within_the_bounds(scores, counts, beta, policy):
-    fewest, num_blocks, most = counts
-    budget = RequestBudget(0, num_blocks, most, policy)
-    dealt = allot_head_blocks(scores, budget, Settings(beta=beta, min_blocks=fewest))
-    assert dealt.shape == scores.shape
-    assert dealt.sum() == num_blocks * scores.size
-    assert fewest <= dealt.min()
-    assert dealt.max() <= most
+    low, num_blocks, high = counts
+    budget = RequestBudget(0, num_blocks, high, policy)
+    allocation = allocate_head_blocks(scores, budget, Settings(beta=beta, min_blocks=low))
+    assert allocation.shape == scores.shape
+    assert allocation.sum() == num_blocks * scores.size
+    assert low <= allocation.min()
+    assert allocation.max() <= high
 
 
 @hypothesis_settings(deadline=None)
 @given(scores=share_arrays(), counts=block_counts())
 def test_a_higher_score_gets_no_less_but_for_rounding(scores, counts):
-    fewest, num_blocks, most = counts
-    settings = Settings(min_blocks=fewest)
-    dealt = allot_head_blocks(scores, RequestBudget(0, num_blocks, most), settings)
-    by_score = dealt.ravel()[np.argsort(scores, axis=None, kind="stable")].astype(int)
+    low, num_blocks, high = counts
+    settings = Settings(min_blocks=low)
+    allocation = allocate_head_blocks(scores, RequestBudget(0, num_blocks, high), settings)
+    by_score = allocation.ravel()[np.argsort(scores, axis=None, kind="stable")].astype(int)
     assert (by_score[1:] - np.maximum.accumulate(by_score)[:-1] >= -1).all()
 
 
@@ -74,75 +74,75 @@ def test_a_higher_score_gets_no_less_but_for_rounding(scores, counts):
     counts=block_counts(),
 )
 def test_unequal_weights_keep_their_order_and_equal_ones_go_by_index(weights, counts):
-    fewest, num_blocks, most = counts
-    dealt = deal_out(weights.astype(float), num_blocks * weights.size, Bounds(fewest, most))
+    low, num_blocks, high = counts
+    allocation = allocate(weights.astype(float), num_blocks * weights.size, Bounds(low, high))
     order = np.argsort(-weights, axis=None, kind="stable")
-    assert (np.diff(dealt.ravel()[order]) <= 0).all()
+    assert (np.diff(allocation.ravel()[order]) <= 0).all()
 
 
 def test_shares_that_need_no_rounding_are_kept():
     shares = np.array([[10.0, 4.0], [8.0, 2.0]])
-    assert deal_out(shares, 24, Bounds(1, 100)).tolist() == [[10, 4], [8, 2]]
+    assert allocate(shares, 24, Bounds(1, 100)).tolist() == [[10, 4], [8, 2]]
 
 
 def test_the_largest_remainders_get_what_rounding_leaves():
     shares = np.array([[2.5, 1.1, 1.9, 2.5]])
-    assert deal_out(shares, 8, Bounds(1, 100)).tolist() == [[3, 1, 2, 2]]
+    assert allocate(shares, 8, Bounds(1, 100)).tolist() == [[3, 1, 2, 2]]
 
 
 def test_what_a_capped_head_cannot_use_goes_to_the_others_by_share():
     # The first head is capped at 10; the other 30 blocks are shared 3:2:1.
-    assert deal_out(np.array([[94.0, 3.0, 2.0, 1.0]]), 40, Bounds(1, 16)).tolist() == [
+    assert allocate(np.array([[94.0, 3.0, 2.0, 1.0]]), 40, Bounds(1, 16)).tolist() == [
         [16, 12, 8, 4]
     ]
 
 
 def test_what_lifts_a_head_to_the_minimum_comes_from_the_others_by_share():
-    assert deal_out(np.array([[0.1, 8.0, 4.0, 0.0]]), 20, Bounds(1, 16)).tolist() == [[1, 12, 6, 1]]
+    assert allocate(np.array([[0.1, 8.0, 4.0, 0.0]]), 20, Bounds(1, 16)).tolist() == [[1, 12, 6, 1]]
 
 
 def test_heads_without_a_share_take_what_all_others_are_full_for():
-    assert deal_out(np.array([[1.0, 0.0, 0.0]]), 9, Bounds(1, 5)).tolist() == [[5, 2, 2]]
+    assert allocate(np.array([[1.0, 0.0, 0.0]]), 9, Bounds(1, 5)).tolist() == [[5, 2, 2]]
 
 
 def test_uniform_scores_give_every_head_k_blocks():
-    dealt = allot_head_blocks(np.full((80, 8), 0.3), RequestBudget(0, 7, 62), Settings())
-    assert (dealt == 7).all()
+    allocation = allocate_head_blocks(np.full((80, 8), 0.3), RequestBudget(0, 7, 62), Settings())
+    assert (allocation == 7).all()
 
 
 def test_a_tensor_parallel_rank_deals_out_its_own_blocks():
     scores = np.random.default_rng(0).random((4, 8)) ** 8
     for rank in range(2):
         own = scores[:, rank * 4 : rank * 4 + 4]
-        dealt = allot_head_blocks(own, RequestBudget(0, 7, 62), Settings())
-        assert dealt.shape == (4, 4)
-        assert dealt.sum() == 7 * 16
+        allocation = allocate_head_blocks(own, RequestBudget(0, 7, 62), Settings())
+        assert allocation.shape == (4, 4)
+        assert allocation.sum() == 7 * 16
 
 
 @pytest.mark.parametrize("shape", [(32, 8), (80, 8), (64, 64)])
 @pytest.mark.parametrize("power", [1, 8, 100])
 def test_large_models_are_dealt_out_exactly(shape, power):
     scores = np.random.default_rng(0).random(shape) ** power
-    dealt = allot_head_blocks(scores, RequestBudget(0, 8191, 65535), Settings(min_blocks=2))
-    assert dealt.sum(dtype=np.int64) == 8191 * scores.size
-    assert dealt.min() >= 2
-    assert dealt.max() <= 65535
+    allocation = allocate_head_blocks(scores, RequestBudget(0, 8191, 65535), Settings(min_blocks=2))
+    assert allocation.sum(dtype=np.int64) == 8191 * scores.size
+    assert allocation.min() >= 2
+    assert allocation.max() <= 65535
 
 
 @pytest.mark.parametrize("counts", [(0, 4, 4), (3, 5, 4), (1, 9, 4), (4, 8, 4)])
 def test_blocks_that_cannot_be_dealt_out_are_a_callers_mistake(counts):
-    fewest, total, most = counts
+    low, total, high = counts
     with pytest.raises(AssertionError):
-        deal_out(np.ones((1, 2)), total, Bounds(fewest, most))
+        allocate(np.ones((1, 2)), total, Bounds(low, high))
 
 
 @hypothesis_settings(deadline=None)
 @given(scores=share_arrays(), counts=block_counts())
 def test_an_adaptive_policy_fixes_the_layers_and_estimates_an_even_split(scores, counts):
-    fewest, num_blocks, most = counts
-    settings = Settings(min_blocks=fewest)
+    low, num_blocks, high = counts
+    settings = Settings(min_blocks=low)
     by_score, estimated = (
-        allot_head_blocks(scores, RequestBudget(0, num_blocks, most, policy), settings)
+        allocate_head_blocks(scores, RequestBudget(0, num_blocks, high, policy), settings)
         for policy in ("headkv", "headkv_ada")
     )
     np.testing.assert_array_equal(estimated.sum(1), by_score.sum(1))
@@ -154,8 +154,8 @@ def test_an_adaptive_policy_fixes_the_layers_and_estimates_an_even_split(scores,
     total=st.integers(0, 100),
 )
 def test_remainders_keep_the_sum_and_stray_less_than_one(weights, total):
-    dealt = largest_remainder(np.array(weights), total)
-    assert dealt.sum() == total
+    allocation = largest_remainder(np.array(weights), total)
+    assert allocation.sum() == total
     exact = np.array(weights) * total / sum(weights)
-    assert (abs(dealt - exact) < 1 + 1e-9).all()
-    assert (np.diff(dealt[np.argsort(-np.array(weights), kind="stable")]) <= 0).all()
+    assert (abs(allocation - exact) < 1 + 1e-9).all()
+    assert (np.diff(allocation[np.argsort(-np.array(weights), kind="stable")]) <= 0).all()

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from headkv_vllm.block_row import num_row_entries
 from headkv_vllm.budgets.request import max_compressed_blocks, request_budget
+from headkv_vllm.cache.block_row import num_row_entries
 from headkv_vllm.config import Settings
 
 

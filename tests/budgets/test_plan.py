@@ -6,10 +6,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from headkv_vllm.budgets.allotment import allot_head_blocks
+from headkv_vllm.budgets.allocation import allocate_head_blocks
 from headkv_vllm.budgets.plan import MAX_TOKENS, Plan, make_plan
-from headkv_vllm.budgets.ranks import worker_kv_heads
 from headkv_vllm.budgets.request import request_budget
+from headkv_vllm.budgets.tensor_parallel import worker_kv_heads
 from headkv_vllm.config import Settings
 from headkv_vllm.errors import SettingsError
 
@@ -101,7 +101,7 @@ def test_each_rank_deals_out_its_own_heads(ranks):
     for rank in range(ranks):
         own = slice(rank * 4 // ranks, (rank + 1) * 4 // ranks)
         dealt = np.array(made.head_blocks)[:, own]
-        np.testing.assert_array_equal(dealt, allot_head_blocks(scores[:, own], budget, settings))
+        np.testing.assert_array_equal(dealt, allocate_head_blocks(scores[:, own], budget, settings))
         assert dealt.sum() == made.num_compressed_blocks * dealt.size
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from headkv_vllm.budgets.registry import POLICIES
+from headkv_vllm.budgets.policies import POLICIES
 from headkv_vllm.config import PolicyName, ScoredPolicy, Settings
 
 SCORES = np.array([[4.0, 1.0], [3.0, 0.0]])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts in their head blocks: what every head keeps, in both packings of the cache."""
+"""Prompts in their head blocks: what every head keeps."""
 
 from contextlib import nullcontext
 
@@ -186,30 +186,3 @@ def test_a_window_without_a_compressed_prompt_is_left_out():
     alone = Prompt()
     assert np.array_equal(alone.compress(), allocation)
     assert torch.equal(alone.flat, prompt.flat)
-
-
-@pytest.mark.parametrize("isa", ["vec", "amx"])
-def test_both_packings_of_the_cpu_keep_the_same(isa):
-    """Head blocks that vLLM's CPU kernels pack hold the entries that plain ones hold."""
-    pytest.importorskip("vllm")
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cpu():
-        pytest.skip("needs vLLM's CPU build")
-    current_platform.import_kernels()
-    from headkv_vllm.engine.attention.cpu_cache import PackedHeadBlocks
-
-    flat = torch.randn(
-        (6 * L * H, 32, 64), generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16
-    )
-    plain = PlainHeadBlocks(flat.clone(), L, H, torch.bfloat16)
-    packed = PackedHeadBlocks(torch.zeros_like(flat), L, H, isa)
-    key, value = flat.flatten(0, 1).chunk(2, -1)
-    packed.packed.write(key[:, None], value[:, None], torch.arange(len(key)))
-    table = torch.tensor([[7, 3, 11], [8, 4, 10]])
-    sources, offsets = torch.randint(30, (64,)), torch.randint(32, (64,))
-    for _ in range(2):
-        assert torch.equal(packed.keys(table), plain.keys(table))
-        assert torch.equal(packed.values(table), plain.values(table))
-        for one in (packed, plain):
-            one.copy(sources, offsets, torch.tensor([3, 10]))

@@ -28,8 +28,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from headkv_vllm.block_row import BlockRow
-from headkv_vllm.budgets.registry import POLICIES
+from headkv_vllm.budgets.policies import POLICIES
+from headkv_vllm.cache.block_row import BlockRow
 from headkv_vllm.engine.kv_cache import HeadKVManager, HeadKVSpec
 from headkv_vllm.engine.scheduler import HeadKVAsyncScheduler, HeadKVScheduler
 from headkv_vllm.engine.settings import read_settings
@@ -95,7 +95,7 @@ class Worker:
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             start = starts[request_id]
             assert len(self.rows[request_id]) <= self.width
-            row = BlockRow.parse(self.rows[request_id])
+            row = BlockRow.from_entries(self.rows[request_id])
             self._compute(row, exact[request_id], start, start + num_tokens)
 
     def _take_rows(self, output: SchedulerOutput) -> dict[str, int]:

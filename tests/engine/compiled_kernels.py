@@ -9,6 +9,8 @@ import torch
 from triton.runtime.interpreter import InterpretedFunction
 
 Variant = tuple[str, ...]
+OPTIONS = {"num_warps", "num_stages"}
+"""Of launches, beside a kernel's own arguments: they follow from these."""
 _run = InterpretedFunction.run
 
 
@@ -23,7 +25,8 @@ class CompiledKernels:
 
         def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
             if kernel.fn.__module__.startswith("headkv_vllm"):
-                bound = inspect.signature(kernel.fn).bind(*args, **kwargs).arguments
+                own = {name: kwargs[name] for name in kwargs.keys() - OPTIONS}
+                bound = inspect.signature(kernel.fn).bind(*args, **own).arguments
                 self.variants.add(variant(kernel, bound))
             return _run(kernel, *args, grid=grid, warmup=warmup, **kwargs)
 

@@ -29,12 +29,12 @@ from vllm import LLM  # noqa: E402
 from vllm.v1.attention.backends import fa_utils  # noqa: E402
 
 from benchmarks.harness.rounded_entries import round_what_is_written  # noqa: E402
-from headkv_vllm.engine.backends import triton_attention  # noqa: E402
+from headkv_vllm.engine.attention import triton as triton_attention  # noqa: E402
 from headkv_vllm.engine.names import FLASH_ATTN_BACKEND_PATH, TRITON_BACKEND_PATH  # noqa: E402
 from headkv_vllm.engine.platforms.cpu import HeadKVCpuPlatform  # noqa: E402
 from headkv_vllm.engine.platforms.gpu import HeadKVGpuPlatform  # noqa: E402
 from headkv_vllm.engine.worker_table import worker_table  # noqa: E402
-from headkv_vllm.kernels.stored_entries import store_entries_plain  # noqa: E402
+from headkv_vllm.kernels import reference  # noqa: E402
 from tests.engine import recorded_graph, stepping  # noqa: E402
 from tests.engine.compiled_kernels import CompiledKernels  # noqa: E402
 from tests.engine.flash_attn_plain import flash_attn_varlen_func_plain  # noqa: E402
@@ -69,7 +69,7 @@ def main() -> None:
         round_what_is_written()
     if asked["engine"].get("kv_cache_dtype") == "fp8":
         # Triton's interpreter cuts off where GPUs, and torch, round.
-        triton_attention.store_entries = store_entries_plain
+        triton_attention.reshape_and_cache = reference.reshape_and_cache
     compiled = CompiledKernels()
     compiled.install()
     llm = LLM(**asked["engine"], distributed_executor_backend="uni")

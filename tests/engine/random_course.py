@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
-from headkv_vllm.budgets.registry import POLICIES
+from headkv_vllm.budgets.policies import POLICIES
 from tests.engine.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
 
 NUM_BLOCKS = 36

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from headkv_vllm.budgets.registry import POLICIES
+from headkv_vllm.budgets.policies import POLICIES
 from tests.engine.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
 from tests.engine.random_course import COURSES, NUM_BLOCKS, PROMPT
 

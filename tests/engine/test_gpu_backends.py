@@ -12,8 +12,8 @@ from vllm.platforms.interface import DeviceCapability
 from vllm.v1.attention.backend import AttentionType
 from vllm.v1.attention.backends import fa_utils
 
-from headkv_vllm.engine.backends.flash_attn import HeadKVFlashAttentionBackend
-from headkv_vllm.engine.backends.triton import HeadKVTritonBackend
+from headkv_vllm.engine.attention.flash_attn import HeadKVFlashAttentionBackend
+from headkv_vllm.engine.attention.triton import HeadKVTritonBackend
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 

@@ -7,8 +7,8 @@ import pytest
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
-from headkv_vllm.block_row import num_row_entries
 from headkv_vllm.budgets.request import max_compressed_blocks, request_budget
+from headkv_vllm.cache.block_row import num_row_entries
 from headkv_vllm.engine.kv_cache import HeadKVSpec
 from tests.engine.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
 from tests.engine.random_course import COURSES, NUM_BLOCKS, PROMPT, Course

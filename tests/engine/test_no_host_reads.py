@@ -13,15 +13,15 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends import fa_utils
 
 from headkv_vllm.config import Settings
-from headkv_vllm.engine.backends import device_metadata
-from headkv_vllm.engine.backends.device_metadata import HeadKVDeviceMetadataBuilder
-from headkv_vllm.engine.backends.flash_attn import (
+from headkv_vllm.engine.attention import triton as triton_attention
+from headkv_vllm.engine.attention import worker
+from headkv_vllm.engine.attention.flash_attn import (
     HeadKVFlashAttentionImpl,
     HeadKVFlashAttentionMetadataBuilder,
 )
-from headkv_vllm.engine.backends.triton_attention import HeadKVTritonImpl
+from headkv_vllm.engine.attention.triton import HeadKVTritonImpl, HeadKVTritonMetadataBuilder
 from headkv_vllm.engine.worker_table import WorkerTable
-from headkv_vllm.kernels import head_attention
+from headkv_vllm.kernels import decode_attention
 
 pytest.importorskip("triton")
 LAYERS = ["model.layers.0.attn", "model.layers.1.attn"]
@@ -47,26 +47,40 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     def launch(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **sizes: Any) -> None:
         launched.append(kernel.fn.__name__)
 
-    monkeypatch.setattr(type(head_attention._attend_piece), "run", launch)
-    monkeypatch.setattr(device_metadata, "read_settings", lambda _: Settings(budget=64))
-    monkeypatch.setattr(device_metadata, "worker_table", lambda _: WorkerTable.private())
+    monkeypatch.setattr(type(decode_attention._attend_split), "run", launch)
+    monkeypatch.setattr(worker, "read_settings", lambda _: Settings(budget=64))
+    monkeypatch.setattr(worker, "worker_scores", lambda *_: np.ones((2, NUM_KV_HEADS)))
+    monkeypatch.setattr(triton_attention, "worker_table", lambda _: WorkerTable.private())
     monkeypatch.setattr(torch.cuda, "Event", NeverReached)
-    monkeypatch.setattr(device_metadata, "worker_scores", lambda *_: np.ones((2, NUM_KV_HEADS)))
     with FakeTensorMode():
         yield launched
 
 
 def builder(
-    builder_class: Any = HeadKVDeviceMetadataBuilder,
-) -> HeadKVDeviceMetadataBuilder:
-    spec = SimpleNamespace(block_size=BLOCK_SIZE, num_kv_heads=NUM_KV_HEADS)
+    builder_class: Any = HeadKVTritonMetadataBuilder, impl_class: Any = HeadKVTritonImpl
+) -> Any:
+    """With two layers, whose parts of the cache are there."""
+    pool = torch.zeros(10, len(LAYERS), NUM_KV_HEADS, BLOCK_SIZE, 2 * HEAD_SIZE)
+    layers = {
+        name: SimpleNamespace(
+            layer_name=name,
+            impl=impl_class(4, HEAD_SIZE, 0.2, NUM_KV_HEADS),
+            kv_cache=pool[:, index],
+            _k_scale=torch.ones(()),
+            _v_scale=torch.ones(()),
+        )
+        for index, name in enumerate(LAYERS)
+    }
     config = SimpleNamespace(
+        model_config=SimpleNamespace(dtype=torch.float32),
         scheduler_config=SimpleNamespace(max_num_seqs=4),
         cache_config=SimpleNamespace(num_gpu_blocks=10),
-        compilation_config=SimpleNamespace(max_cudagraph_capture_size=8),
+        compilation_config=SimpleNamespace(
+            max_cudagraph_capture_size=8, static_forward_context=layers
+        ),
     )
-    made: Any = builder_class(spec, LAYERS, config, torch.device("cpu"))
-    return made
+    spec = SimpleNamespace(block_size=BLOCK_SIZE, num_kv_heads=NUM_KV_HEADS)
+    return builder_class(spec, LAYERS, config, torch.device("cpu"))
 
 
 def step(query_lens: list[int], padding: int = 0) -> CommonAttentionMetadata:
@@ -97,16 +111,16 @@ def step(query_lens: list[int], padding: int = 0) -> CommonAttentionMetadata:
     return CommonAttentionMetadata(**known)
 
 
-def forward(metadata: Any, impl_class: Any = HeadKVTritonImpl) -> torch.Tensor:
-    impl = impl_class(4, HEAD_SIZE, 0.2, NUM_KV_HEADS)
-    pool = torch.zeros(10, len(LAYERS), NUM_KV_HEADS, BLOCK_SIZE, 2 * HEAD_SIZE)
-    layer: Any = SimpleNamespace(
-        layer_name=LAYERS[1], _k_scale=torch.ones(()), _v_scale=torch.ones(())
-    )
-    num_tokens = len(metadata.slots)
+def forward(made: Any, metadata: Any) -> torch.Tensor:
+    """The first layer."""
+    layer = made.worker.modules()[0]
+    num_tokens = len(metadata.slot_mapping)
     key, value = (torch.zeros(num_tokens, NUM_KV_HEADS, HEAD_SIZE) for _ in range(2))
     query = torch.zeros(num_tokens, 4, HEAD_SIZE)
-    return impl.forward(layer, query, key, value, pool[:, 1], metadata, torch.zeros_like(query))
+    output: torch.Tensor = layer.impl.forward(
+        layer, query, key, value, layer.kv_cache, metadata, torch.zeros_like(query)
+    )
+    return output
 
 
 @pytest.mark.parametrize("padding", [0, 1])
@@ -114,18 +128,22 @@ def test_a_decode_step(launches: list[str], padding: int) -> None:
     made = builder()
     launches.clear()
     metadata = made.build(0, step([1, 1, 1], padding))
-    assert launches == ["_deal_out", "_tokens", "_cut"]
-    assert forward(metadata).shape == (3, 4, HEAD_SIZE)
-    assert launches[3:] == ["_store", "_attend_piece", "_add_pieces"]
+    assert launches == ["_tokens", "_split"]
+    assert forward(made, metadata).shape == (3, 4, HEAD_SIZE)
+    assert launches[2:] == ["_reshape_and_cache", "_attend_split", "_combine_splits"]
 
 
 def test_a_step_with_prompts_in_it(launches: list[str]) -> None:
-    metadata = builder().build(0, step([1, 30, 1, 8]))
+    """Whether the prompts are complete is asked when all layers are on their way, not before."""
+    made = builder()
+    metadata = made.build(0, step([1, 30, 1, 8]))
     assert metadata.chunks is not None and len(metadata.chunks.requests) == 2
     assert metadata.decodes is not None and len(metadata.decodes.tokens.ends) == 2
-    assert metadata.completing is not None and metadata.completing.longest == 80
-    assert forward(metadata).shape == (40, 4, HEAD_SIZE)
-    assert {"_attend_chunks", "_visit_keys", "_split", "_select", "_copy"} <= set(launches)
+    assert metadata.compression is not None
+    assert forward(made, metadata).shape == (40, 4, HEAD_SIZE)
+    assert {"_attend_chunks", "_attend_split"} <= set(launches)
+    with pytest.raises((RuntimeError, DataDependentOutputException)):
+        metadata.compression.add_layer(1, torch.zeros(40, 4, HEAD_SIZE))
 
 
 def test_a_step_with_prompts_that_flash_attention_reads(
@@ -136,11 +154,11 @@ def test_a_step_with_prompts_that_flash_attention_reads(
         launches.append("flash_attn_varlen_func")
 
     monkeypatch.setattr(fa_utils, "flash_attn_varlen_func", read, raising=False)
-    made = builder(HeadKVFlashAttentionMetadataBuilder)
+    made = builder(HeadKVFlashAttentionMetadataBuilder, HeadKVFlashAttentionImpl)
     metadata = made.build(0, step([1, 30, 1, 8]))
-    assert forward(metadata, HeadKVFlashAttentionImpl).shape == (40, 4, HEAD_SIZE)
+    assert forward(made, metadata).shape == (40, 4, HEAD_SIZE)
     assert {"_list_blocks", "flash_attn_varlen_func", "_attend_chunks"} <= set(launches)
-    assert made.build(0, step([1, 1])).prompt_tables is None
+    assert made.build(0, step([1, 1])).dense is None
 
 
 def test_reading_a_value_would_fail(launches: list[str]) -> None:

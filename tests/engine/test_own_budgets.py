@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from headkv_vllm.budgets.registry import POLICIES
+from headkv_vllm.budgets.policies import POLICIES
 from tests.engine.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
 
 SETTINGS = {"budget": 64, "window": 8}

@@ -22,7 +22,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
 from headkv_vllm.engine import plugin
-from headkv_vllm.engine.backends.cpu import HeadKVCpuBackend
+from headkv_vllm.engine.attention.cpu import HeadKVCpuBackend
 from headkv_vllm.engine.kv_cache import HeadKVManager, HeadKVSpec
 from headkv_vllm.engine.names import CPU_BACKEND_PATH, PLATFORM_PATHS
 from headkv_vllm.engine.platforms.cpu import HeadKVCpuPlatform

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.engine_process import EngineProcess
-from headkv_vllm.budgets.registry import POLICIES
+from headkv_vllm.budgets.policies import POLICIES
 from headkv_vllm.resources import scores_dir
 from tests.engine import inside, stepping
 from tests.engine.conftest import COMMON, Engines

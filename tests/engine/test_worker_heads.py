@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from headkv_vllm.budgets.cache import AllotmentCache
+from headkv_vllm.budgets.allocation_cache import AllocationCache
 from headkv_vllm.budgets.request import request_budget
 from headkv_vllm.config import Settings
 from headkv_vllm.engine import worker_heads
@@ -68,7 +68,7 @@ def test_a_worker_deals_out_all_head_blocks_of_its_own(scores_of, layers, size):
     budget = request_budget(settings, 1000, 16)
     for rank in range(size):
         scores = scores_of(layers, rank, size)
-        dealt = np.array(AllotmentCache(scores, settings).allot(budget))
+        dealt = np.array(AllocationCache(scores, settings).allot(budget))
         assert dealt.shape == scores.shape
         assert dealt.sum() == budget.num_compressed_blocks * scores.size
         assert dealt.min() >= 1

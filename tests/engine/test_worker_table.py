@@ -7,10 +7,10 @@ import sys
 import tempfile
 
 import pytest
+from headkv_vllm.engine.compaction_clock import CompactionClock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headkv_vllm.engine.compaction_clock import CompactionClock
 from headkv_vllm.engine.worker_table import CAPACITY, NUM_BYTES, WorkerTable, table_path
 from tests.engine.bookkeeping_engine import engine_config, write_model
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times of a device that is some steps behind the host."""
+"""Times of a device that is some steps behind the host, and of a CPU."""
 
+import time
 from typing import ClassVar
 
 import pytest
 import torch
 
-from headkv_vllm.engine.backends.device_clock import DeviceClock, StepClock
+from headkv_vllm.engine.attention.compression_clock import DeviceClock, HostClock
 from headkv_vllm.engine.worker_table import WorkerTable
 
 
@@ -39,15 +40,16 @@ def table(monkeypatch: pytest.MonkeyPatch) -> WorkerTable:
     return WorkerTable.private()
 
 
-def run(step: StepClock, num_layers: int) -> None:
-    for _ in range(num_layers):
-        with step.measuring():
+def run(clock: DeviceClock, num_prompts: int, num_parts: int) -> None:
+    for _ in range(num_parts):
+        with clock.measuring():
             pass
+    clock.finish(num_prompts)
 
 
-def test_times_are_entered_when_the_device_has_come_to_the_last_layer(table: WorkerTable) -> None:
+def test_times_are_entered_when_the_device_has_come_to_the_last_layers(table: WorkerTable) -> None:
     clock = DeviceClock(table)
-    run(clock.begin(torch.tensor(2)), num_layers=2)
+    run(clock, num_prompts=2, num_parts=2)
     for Event.num_reached in range(4):
         clock.collect()
         assert table.num_compactions == 0
@@ -58,12 +60,21 @@ def test_times_are_entered_when_the_device_has_come_to_the_last_layer(table: Wor
     assert table.compactions(0, table.num_compactions) == [3000, 3000]
 
 
-def test_steps_that_complete_nothing_or_do_not_run_are_left_out(table: WorkerTable) -> None:
+def test_steps_that_only_warm_up_are_left_out(table: WorkerTable) -> None:
     clock = DeviceClock(table)
-    clock.begin(torch.tensor(7))  # only planned
-    run(clock.begin(torch.tensor(0)), num_layers=1)
-    run(clock.begin(torch.tensor(1)), num_layers=1)
-    clock.begin(torch.tensor(7))
+    with clock.stopped():
+        run(clock, num_prompts=1, num_parts=1)
+    run(clock, num_prompts=1, num_parts=1)
     Event.num_reached = Event.num_recorded
     clock.collect()
     assert table.compactions(0, table.num_compactions) == [4000]
+
+
+def test_on_a_cpu_prompts_share_what_all_layers_took(table: WorkerTable) -> None:
+    clock = HostClock(table)
+    for _ in range(2):
+        with clock.measuring():
+            time.sleep(0.01)
+    clock.finish(num_prompts=2)
+    first, second = table.compactions(0, table.num_compactions)
+    assert first == second >= 10_000
