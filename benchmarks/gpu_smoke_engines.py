@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from headkv_vllm.engine.worker_table import worker_table
+from headkv_vllm.engine.metrics.worker_counts import worker_counts
 from headkv_vllm.needle.grading import grade
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
@@ -106,7 +106,7 @@ def run(engine: Engine, is_dry: bool) -> dict[str, Any]:
 def ask(llm: Any) -> dict[str, Any]:
     """What a compressing engine is asked."""
     found: dict[str, Any] = {"texts": answers(llm)}
-    found["compressed"] = worker_table(llm.llm_engine.vllm_config).num_compactions
+    found["compressed"] = worker_counts(llm.llm_engine.vllm_config).num_compressions
     found["texts again"] = answers(llm)
     found["texts preempted"] = answers(llm, preempts=True)
     found["texts off"] = answers(llm, {"headkv_budget": 0})

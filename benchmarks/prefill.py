@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import track
 
-from benchmarks.harness import compacting, stepping
+from benchmarks.harness import compressing, stepping
 from benchmarks.harness.command import Out, Quick, command_line
 from benchmarks.harness.pairs import Pairs
 from benchmarks.harness.pictures import grouped_bars
@@ -47,31 +47,31 @@ QUICK = (Case(512, 2, 1.5),)
 class Prefill:
     """One case's numbers.
 
-    seconds: headkv's and stock's, prompt by prompt. compaction: the part of headkv's that
+    seconds: headkv's and stock's, prompt by prompt. compression: the part of headkv's that
     compressed. peak: bytes by which the worker's resident memory rose at most meanwhile.
     """
 
     case: Case
     seconds: Pairs
-    compaction: tuple[float, ...]
+    compression: tuple[float, ...]
     peak: int
 
     @classmethod
     def of_starts(cls, starts: Sequence["Prefill"]) -> "Prefill":
         """The same case in engines that were started several times, taken together."""
-        ours, theirs, compaction = (
+        ours, theirs, compression = (
             tuple(chain.from_iterable(each))
             for each in zip(
-                *((s.seconds.ours, s.seconds.theirs, s.compaction) for s in starts), strict=True
+                *((s.seconds.ours, s.seconds.theirs, s.compression) for s in starts), strict=True
             )
         )
         peak = max(each.peak for each in starts)
-        return cls(starts[0].case, Pairs(ours, theirs), compaction, peak)
+        return cls(starts[0].case, Pairs(ours, theirs), compression, peak)
 
     @property
     def row(self) -> dict[str, Any]:
         share = median(
-            part / whole for part, whole in zip(self.compaction, self.seconds.ours, strict=True)
+            part / whole for part, whole in zip(self.compression, self.seconds.ours, strict=True)
         )
         return {
             "prompt": f"{self.case.num_prompt_tokens:,}",
@@ -79,7 +79,7 @@ class Prefill:
             "stock, ms": 1e3 * median(self.seconds.theirs),
             "headkv / stock": self.seconds.ratio,
             "half of the pairs": self.seconds.spread,
-            "compressing, ms": 1e3 * median(self.compaction),
+            "compressing, ms": 1e3 * median(self.compression),
             "of headkv's time, %": 100 * share,
             "memory while compressing, MiB": self.peak / MIB,
         }
@@ -116,21 +116,21 @@ def measure_start(cases: Sequence[Case], is_first: bool) -> list[Prefill]:
 
 def measure(case: Case, engines: dict[SideName, Side], is_weighed: bool) -> Prefill:
     """The same prompts on both sides, in turns. is_weighed: one more says what memory it takes."""
-    engines["headkv"](compacting.watch, "time")
+    engines["headkv"](compressing.watch, "time")
     seconds: dict[SideName, list[float]] = {name: [] for name in NAMES}
-    compaction = []
+    compression = []
     for index in track(range(case.num_pairs), f"{case.num_prompt_tokens:,} tokens"):
         # Who goes first changes, so that a drift of the machine's speed favours nobody.
         for name in NAMES if index % 2 else NAMES[::-1]:
             seconds[name].append(read(engines[name], case, index))
-        compaction.append(engines["headkv"](compacting.take)[0])
+        compression.append(engines["headkv"](compressing.take)[0])
     peak = 0
     if is_weighed:
-        engines["headkv"](compacting.watch, "memory")
+        engines["headkv"](compressing.watch, "memory")
         read(engines["headkv"], case, case.num_pairs)
-        _, peak = engines["headkv"](compacting.take)
+        _, peak = engines["headkv"](compressing.take)
     pairs = Pairs(*(tuple(seconds[name]) for name in NAMES))
-    return Prefill(case, pairs, tuple(compaction), peak)
+    return Prefill(case, pairs, tuple(compression), peak)
 
 
 def read(side: Side, case: Case, index: int) -> float:
@@ -162,7 +162,7 @@ def main(
     groups = [f"{each.case.num_prompt_tokens:,} tokens" for each in measured]
     milliseconds = {
         "headkv": [1e3 * median(each.seconds.ours) for each in measured],
-        "of it compressing": [1e3 * median(each.compaction) for each in measured],
+        "of it compressing": [1e3 * median(each.compression) for each in measured],
         "stock": [1e3 * median(each.seconds.theirs) for each in measured],
     }
     grouped_bars(out / picture, groups, milliseconds, "ms to the first token")

@@ -10,7 +10,7 @@ from rich.progress import track
 
 from benchmarks.harness import parts_of_step, stepping
 from benchmarks.harness.command import Out, Quick, command_line
-from benchmarks.harness.components import Compacting, Planning
+from benchmarks.harness.components import Compressing, Planning
 from benchmarks.harness.pictures import lines
 from benchmarks.harness.report import RESULTS, Bar, Report
 from benchmarks.harness.sides import BLOCK_SIZE, SideName, sides
@@ -49,7 +49,7 @@ def batches(sizes: list[int], num_prompt_tokens: int = 1024, budget: int = 128) 
 def prompts(lengths: list[int], budget: int = 512) -> Rows:
     """Compressing one layer of a prompt, by its length: 4 KV heads of 64, 2 query heads each."""
     return [
-        {"prompt": length, "one layer, ms": 1e3 * Compacting(4, 2, 64, length, budget).seconds()}
+        {"prompt": length, "one layer, ms": 1e3 * Compressing(4, 2, 64, length, budget).seconds()}
         for length in track(lengths, "prompts")
     ]
 

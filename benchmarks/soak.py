@@ -29,7 +29,7 @@ from benchmarks.harness.pictures import lines
 from benchmarks.harness.report import RESULTS, Bar, Report
 from benchmarks.harness.sides import ENVIRONMENT
 from benchmarks.harness.traffic import Client, Tally, answers_alone, draw_questions, soak
-from headkv_vllm.metrics import METRICS, PLAN_CACHE_SIZE
+from headkv_vllm.engine.metrics.definitions import ALLOCATION_CACHE_SIZE, METRICS
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.server.process import ServerProcess
 
@@ -45,7 +45,7 @@ AT_REST: Final = (
     *(
         name
         for name, m in METRICS.items()
-        if m.kind == "gauge" and name != "headkv:plan_cache_size"
+        if m.kind == "gauge" and name != "headkv:allocation_cache_size"
     ),
 )
 """What must be 0 when nobody asks."""
@@ -124,7 +124,9 @@ def left_behind(url: str, seconds: float = 60) -> dict[str, float]:
     deadline = time.monotonic() + seconds
     while True:
         now = metrics(url)
-        left = {name: now[name] for name in AT_REST if now[name] and name != PLAN_CACHE_SIZE.name}
+        left = {
+            name: now[name] for name in AT_REST if now[name] and name != ALLOCATION_CACHE_SIZE.name
+        }
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.5)

@@ -67,7 +67,7 @@ class Planning:
         return row
 
 
-class Compacting:
+class Compressing:
     """One layer of a worker whose cache holds a prompt, to be compressed over and over."""
 
     def __init__(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from typing_extensions import override
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
@@ -22,6 +23,7 @@ class ForcedTokens(AdapterLogitsProcessor):
     """Lets nothing but the forced tokens be sampled, one a step, and then anything."""
 
     @classmethod
+    @override
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Raises VLLMValidationError, which the client gets as 400."""
         value = _given(sampling_params)
@@ -39,10 +41,12 @@ class ForcedTokens(AdapterLogitsProcessor):
                 parameter=FORCED_TOKENS_KEY,
             )
 
+    @override
     def is_argmax_invariant(self) -> bool:
         """No: greedy sampling must see it too."""
         return False
 
+    @override
     def new_req_logits_processor(
         self, params: SamplingParams
     ) -> Callable[[list[int], torch.Tensor], torch.Tensor] | None:

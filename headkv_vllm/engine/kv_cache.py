@@ -8,7 +8,9 @@ nothing of heads: what the blocks hold is the workers' business.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from typing_extensions import override
 from vllm.config import VllmConfig
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
@@ -43,12 +45,14 @@ class HeadKVSpec(FullAttentionSpec):
         converted: HeadKVSpec = replace_as(spec, cls)
         return converted
 
+    @override
     def max_num_blocks_per_req(self, vllm_config: VllmConfig, max_len: int) -> int:
         """Width of a block-table row, whatever budgets are asked for: see `block_row`."""
         settings = read_settings(vllm_config)
         num_compressed_blocks = max_requested_blocks(settings, max_len, self.block_size)
         return num_row_entries(num_compressed_blocks, cdiv(max_len, self.block_size))
 
+    @override
     def max_memory_usage_bytes(self, vllm_config: VllmConfig) -> int:
         """Bytes of one layer for one request: its whole prompt and the compressed blocks.
 
@@ -78,7 +82,7 @@ class HeadKVManager(FullAttentionManager):
     # The prompt's blocks are shared whole or not at all.
     supports_fine_grained_hash_lookup = False
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.budgets: dict[str, RequestBudget] = {}
         self.num_freed_blocks = 0
@@ -101,6 +105,7 @@ class HeadKVManager(FullAttentionManager):
         num_blocks = cdiv(num_tokens, self.block_size) + num_compressed_blocks
         return num_blocks < self.block_pool.num_gpu_blocks  # one of which is the null block
 
+    @override
     def get_num_blocks_to_allocate(
         self,
         request_id: str,
@@ -130,6 +135,7 @@ class HeadKVManager(FullAttentionManager):
         has_given_back = len(row) > first and row[first].is_null
         return len(row) - HEADER_SIZE - (budget.num_full_blocks if has_given_back else 0)
 
+    @override
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
     ) -> list[KVCacheBlock]:
@@ -146,6 +152,7 @@ class HeadKVManager(FullAttentionManager):
         row.extend(new_blocks)
         return head + new_blocks
 
+    @override
     def cache_blocks(
         self,
         request: Request,
@@ -175,6 +182,7 @@ class HeadKVManager(FullAttentionManager):
         )
         self.num_cached_block[request_id] = num_full_blocks
 
+    @override
     def remove_skipped_blocks(
         self,
         request_id: str,

@@ -25,7 +25,7 @@ def register() -> None:
     # its configuration before it loads plugins, when that value is not known yet. Our function in
     # its place imports this package and registers first. It can go when vLLM loads general
     # plugins before it unpickles its configuration.
-    AttentionBackendEnum[BACKEND_NAME].__reduce_ex__ = _reduce_backend
+    AttentionBackendEnum[BACKEND_NAME].__reduce_ex__ = _reduce_backend  # type: ignore[assignment, method-assign]
 
 
 def platform() -> str | None:

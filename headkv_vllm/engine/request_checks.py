@@ -49,4 +49,4 @@ def check_early(served: Callable[[], Settings | None]) -> None:
         verify_stock(params)
         check_request(served(), params)
 
-    SamplingParams._verify_extra_args = verify_both
+    SamplingParams._verify_extra_args = verify_both  # type: ignore[assignment, method-assign]

@@ -14,7 +14,7 @@ from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.platforms.platform import is_selected
-from headkv_vllm.engine.settings import read_settings, served_scores
+from headkv_vllm.engine.settings import model_dtype, read_settings, served_scores
 from headkv_vllm.errors import SettingsError
 from headkv_vllm.scores.served import ServedScores
 
@@ -69,7 +69,7 @@ def served_model(engine_client: EngineClient, arguments: Namespace) -> ServedMod
         settings=read_settings(vllm_config),
         scores=served_scores(vllm_config),
         head_size=model_config.get_head_size(),
-        bytes_per_element=model_config.dtype.itemsize,
+        bytes_per_element=model_dtype(vllm_config).itemsize,
         block_size=cache_config.block_size,
         num_blocks=cache_config.num_gpu_blocks,
         max_model_len=model_config.max_model_len,

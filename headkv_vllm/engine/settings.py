@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from huggingface_hub import get_safetensors_metadata, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, NotASafetensorsRepoError
 from vllm.config import ModelConfig, VllmConfig
@@ -49,6 +50,13 @@ def read_scores(vllm_config: VllmConfig) -> npt.NDArray[np.float64]:
 def served_scores(vllm_config: VllmConfig) -> ServedScores:
     """The resolved scores, with where they come from."""
     return ServedScores.model_validate(_additional_config(vllm_config)[SCORES_KEY])
+
+
+def model_dtype(vllm_config: VllmConfig) -> torch.dtype:
+    """The model's type, which vLLM has resolved by the time that anything is served."""
+    dtype = vllm_config.model_config.dtype
+    assert isinstance(dtype, torch.dtype)
+    return dtype
 
 
 def _find_scores(vllm_config: VllmConfig, settings: Settings) -> HeadScores:

@@ -9,11 +9,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.samples import Sample
 from pydantic import BaseModel, Field
 
-from headkv_vllm import metrics
+from headkv_vllm.engine.metrics import definitions as metrics
 from headkv_vllm.server.refusal import Refusal
 
 
-class Compaction(BaseModel):
+class Compression(BaseModel):
     """prompts: those compressed. seconds: what choosing and copying took for them together."""
 
     prompts: int
@@ -41,12 +41,12 @@ class Stats(BaseModel):
     prompt_tokens: int
     kept_tokens: int
     freed_blocks: int
-    compaction: Compaction
+    compression: Compression
     live_compressed_requests: int
     head_blocks_in_use: int
     blocks_in_use: int
     stock_blocks: int = Field(description="what the same requests would hold in stock vLLM")
-    plan_cache: PlanCache
+    allocation_cache: PlanCache
     running_requests: int
     waiting_requests: int
 
@@ -73,7 +73,7 @@ def _stats(samples: Iterable[Sample]) -> Stats:
     def number(name: str) -> int:
         return round(total.get(name, 0))
 
-    compaction = metrics.COMPACTION_SECONDS.name
+    compression = metrics.COMPRESSION_SECONDS.name
     return Stats(
         time=time.time(),
         compressed_requests=number(metrics.COMPRESSED_REQUESTS.name),
@@ -81,17 +81,17 @@ def _stats(samples: Iterable[Sample]) -> Stats:
         prompt_tokens=number(metrics.PROMPT_TOKENS.name),
         kept_tokens=number(metrics.KEPT_TOKENS.name),
         freed_blocks=number(metrics.FREED_BLOCKS.name),
-        compaction=Compaction(
-            prompts=number(f"{compaction}_count"), seconds=total.get(f"{compaction}_sum", 0)
+        compression=Compression(
+            prompts=number(f"{compression}_count"), seconds=total.get(f"{compression}_sum", 0)
         ),
         live_compressed_requests=number(metrics.LIVE_COMPRESSED_REQUESTS.name),
         head_blocks_in_use=number(metrics.HEAD_BLOCKS_IN_USE.name),
         blocks_in_use=number(metrics.BLOCKS_IN_USE.name),
         stock_blocks=number(metrics.STOCK_BLOCKS.name),
-        plan_cache=PlanCache(
-            hits=number(metrics.PLAN_CACHE_HITS.name),
-            misses=number(metrics.PLAN_CACHE_MISSES.name),
-            size=number(metrics.PLAN_CACHE_SIZE.name),
+        allocation_cache=PlanCache(
+            hits=number(metrics.ALLOCATION_CACHE_HITS.name),
+            misses=number(metrics.ALLOCATION_CACHE_MISSES.name),
+            size=number(metrics.ALLOCATION_CACHE_SIZE.name),
         ),
         running_requests=number("vllm:num_requests_running"),
         waiting_requests=number("vllm:num_requests_waiting"),

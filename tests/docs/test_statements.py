@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import headkv_vllm
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.compatibility import RULES
-from headkv_vllm.metrics import METRICS
+from headkv_vllm.engine.metrics.definitions import METRICS
 from tests.docs.blocks import GUIDES, PAGES, ROOT
 from tests.docs.conftest import START_TIMEOUT
 from tests.docs.serving import GuideServer

@@ -30,10 +30,10 @@ from vllm.v1.attention.backends import fa_utils  # noqa: E402
 
 from benchmarks.harness.rounded_entries import round_what_is_written  # noqa: E402
 from headkv_vllm.engine.attention import triton as triton_attention  # noqa: E402
+from headkv_vllm.engine.metrics.worker_counts import worker_counts  # noqa: E402
 from headkv_vllm.engine.names import FLASH_ATTN_BACKEND_PATH, TRITON_BACKEND_PATH  # noqa: E402
 from headkv_vllm.engine.platforms.cpu import HeadKVCpuPlatform  # noqa: E402
 from headkv_vllm.engine.platforms.gpu import HeadKVGpuPlatform  # noqa: E402
-from headkv_vllm.engine.worker_table import worker_table  # noqa: E402
 from headkv_vllm.kernels import reference  # noqa: E402
 from tests.engine import recorded_graph, stepping  # noqa: E402
 from tests.engine.compiled_kernels import CompiledKernels  # noqa: E402
@@ -75,10 +75,10 @@ def main() -> None:
     llm = LLM(**asked["engine"], distributed_executor_backend="uni")
     before = set(compiled.variants)
     vllm_config = llm.llm_engine.vllm_config
-    batches, num_compactions = [], []
+    batches, num_compressions = [], []
     for batch in asked["batches"]:
         batches.append(answers(llm, *batch))
-        num_compactions.append(worker_table(vllm_config).num_compactions)
+        num_compressions.append(worker_counts(vllm_config).num_compressions)
     layers = vllm_config.compilation_config.static_forward_context.values()
     found = {
         "impls": sorted({type(layer.impl).__name__ for layer in layers}),
@@ -86,7 +86,7 @@ def main() -> None:
         "runner_is_v2": vllm_config.use_v2_model_runner,
         "scheduler": vllm_config.scheduler_config.get_scheduler_cls().__name__,
         "compiled_while_serving": sorted(compiled.variants - before),
-        "num_compactions": num_compactions,
+        "num_compressions": num_compressions,
         "num_replays": recorded_graph.RecordedGraph.num_replays,
         "answers": batches,
     }

@@ -70,7 +70,7 @@ MIXED = [
     ("? " + SHORT, 6, {"headkv_budget": 40, "headkv_policy": "headkv_ada"}),
 ]
 RESUMED = [(SHORT, 12, {"headkv_policy": "adakv"}), (SHORT + " ?", 12, {"headkv_budget": 0})]
-NUM_COMPACTIONS = [3, 4]  # after the first batches; when the last is preempted steps decide
+NUM_COMPRESSIONS = [3, 4]  # after the first batches; when the last is preempted steps decide
 BATCHES = [(MIXED, 0), ([(LONG, 7, {"headkv_budget": 96})], 0), (RESUMED, 9)]
 
 
@@ -78,7 +78,7 @@ BATCHES = [(MIXED, 0), ([(LONG, 7, {"headkv_budget": 96})], 0), (RESUMED, 9)]
 def expected() -> Any:
     found = served("cpu", BATCHES, **DRAFTS)
     assert found["impls"] == ["HeadKVCpuImpl"]
-    assert found["num_compactions"][:2] == NUM_COMPACTIONS
+    assert found["num_compressions"][:2] == NUM_COMPRESSIONS
     return found["answers"]
 
 
@@ -91,7 +91,7 @@ def assert_as_on_cpus(engine: str, found: Any, answers: Any) -> None:
     assert found["impls"] == IMPLS[backend]
     assert found["runner_is_v2"] == (version == "v2")
     assert found["compiled_while_serving"] == []
-    assert found["num_compactions"][:2] == NUM_COMPACTIONS
+    assert found["num_compressions"][:2] == NUM_COMPRESSIONS
     assert found["answers"] == answers
 
 

@@ -13,14 +13,14 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends import fa_utils
 
 from headkv_vllm.config import Settings
+from headkv_vllm.engine.attention import layers
 from headkv_vllm.engine.attention import triton as triton_attention
-from headkv_vllm.engine.attention import worker
 from headkv_vllm.engine.attention.flash_attn import (
     HeadKVFlashAttentionImpl,
     HeadKVFlashAttentionMetadataBuilder,
 )
 from headkv_vllm.engine.attention.triton import HeadKVTritonImpl, HeadKVTritonMetadataBuilder
-from headkv_vllm.engine.worker_table import WorkerTable
+from headkv_vllm.engine.metrics.worker_counts import WorkerCounts
 from headkv_vllm.kernels import decode_attention
 
 pytest.importorskip("triton")
@@ -48,9 +48,9 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         launched.append(kernel.fn.__name__)
 
     monkeypatch.setattr(type(decode_attention._attend_split), "run", launch)
-    monkeypatch.setattr(worker, "read_settings", lambda _: Settings(budget=64))
-    monkeypatch.setattr(worker, "worker_scores", lambda *_: np.ones((2, NUM_KV_HEADS)))
-    monkeypatch.setattr(triton_attention, "worker_table", lambda _: WorkerTable.private())
+    monkeypatch.setattr(layers, "read_settings", lambda _: Settings(budget=64))
+    monkeypatch.setattr(layers, "worker_scores", lambda *_: np.ones((2, NUM_KV_HEADS)))
+    monkeypatch.setattr(triton_attention, "worker_counts", lambda _: WorkerCounts.private())
     monkeypatch.setattr(torch.cuda, "Event", NeverReached)
     with FakeTensorMode():
         yield launched
@@ -61,7 +61,7 @@ def builder(
 ) -> Any:
     """With two layers, whose parts of the cache are there."""
     pool = torch.zeros(10, len(LAYERS), NUM_KV_HEADS, BLOCK_SIZE, 2 * HEAD_SIZE)
-    layers = {
+    modules = {
         name: SimpleNamespace(
             layer_name=name,
             impl=impl_class(4, HEAD_SIZE, 0.2, NUM_KV_HEADS),
@@ -76,7 +76,7 @@ def builder(
         scheduler_config=SimpleNamespace(max_num_seqs=4),
         cache_config=SimpleNamespace(num_gpu_blocks=10),
         compilation_config=SimpleNamespace(
-            max_cudagraph_capture_size=8, static_forward_context=layers
+            max_cudagraph_capture_size=8, static_forward_context=modules
         ),
     )
     spec = SimpleNamespace(block_size=BLOCK_SIZE, num_kv_heads=NUM_KV_HEADS)
@@ -113,7 +113,7 @@ def step(query_lens: list[int], padding: int = 0) -> CommonAttentionMetadata:
 
 def forward(made: Any, metadata: Any) -> torch.Tensor:
     """The first layer."""
-    layer = made.worker.modules()[0]
+    layer = made.layers.modules()[0]
     num_tokens = len(metadata.slot_mapping)
     key, value = (torch.zeros(num_tokens, NUM_KV_HEADS, HEAD_SIZE) for _ in range(2))
     query = torch.zeros(num_tokens, 4, HEAD_SIZE)

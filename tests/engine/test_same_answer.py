@@ -50,14 +50,15 @@ def _clean(engine: EngineProcess, alone: list[TokenIds]) -> None:
 
 def check_worker(llm: Any) -> None:
     """What live requests' prompts have decided, where they do."""
-    llm.collective_rpc(_check_live_allotments)
+    llm.collective_rpc(_check_adaptive_allocations)
 
 
-def _check_live_allotments(worker: Any) -> None:
+def _check_adaptive_allocations(worker: Any) -> None:
     ((group,),) = worker.model_runner.attn_groups
-    builder = group.get_metadata_builder()
-    builder._live.check_integrity()
-    assert len(builder._live) > 0 or not POLICIES[builder._settings.policy].adaptive
+    layers = group.get_metadata_builder()._layers
+    adaptive = layers.allocations.adaptive
+    adaptive.check_integrity()
+    assert len(adaptive) > 0 or not POLICIES[layers.settings.policy].adaptive
 
 
 def answers(

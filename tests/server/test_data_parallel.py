@@ -6,7 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from headkv_vllm.metrics import COMPACTION_SECONDS, COMPRESSED_REQUESTS, FREED_BLOCKS
+from headkv_vllm.engine.metrics.definitions import (
+    COMPRESSED_REQUESTS,
+    COMPRESSION_SECONDS,
+    FREED_BLOCKS,
+)
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import Sample, generate_samples
 from tests.engine.server import Server, wait_for
@@ -18,7 +22,7 @@ ARGUMENTS = [
     *("--block-size", "16", "--max-model-len", "4608", "--data-parallel-size", "2"),
     *("--additional-config", json.dumps({"headkv": {"budget": 128}})),
 ]
-COMPACTIONS = f"{COMPACTION_SECONDS.name}_count"
+COMPRESSIONS = f"{COMPRESSION_SECONDS.name}_count"
 
 
 def is_right(server: Server, sample: Sample) -> bool:
@@ -38,9 +42,9 @@ def test_both_engines_compress_and_count() -> None:
     with Server(checkpoint_path(), *ARGUMENTS) as server:
         with ThreadPoolExecutor(8) as threads:
             assert all(threads.map(lambda sample: is_right(server, sample), asked))
-        wait_for(lambda: server.metric(COMPACTIONS) == 8)
+        wait_for(lambda: server.metric(COMPRESSIONS) == 8)
         compressed = by_engine(server, COMPRESSED_REQUESTS.name)
         assert len(compressed) == 2 and sum(compressed) == 8 and min(compressed) > 0
-        assert by_engine(server, COMPACTIONS) == compressed
+        assert by_engine(server, COMPRESSIONS) == compressed
         num_full_blocks = (1024 - 8) // 16
         assert by_engine(server, FREED_BLOCKS.name) == [n * num_full_blocks for n in compressed]

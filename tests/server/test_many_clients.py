@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 
-from headkv_vllm.metrics import METRICS
+from headkv_vllm.engine.metrics.definitions import METRICS
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 from tests.engine.server import VLLM, wait_for
@@ -89,7 +89,7 @@ def test_each_answer_is_what_the_same_request_gets_alone(
     assert len(set(together)) > len(OWN)
     wait_for(lambda: guarded_server.num_held_blocks() == 0)
     gauges = [metric.name for metric in METRICS.values() if metric.kind == "gauge"]
-    held = [name for name in gauges if "plan_cache" not in name]
+    held = [name for name in gauges if "allocation_cache" not in name]
     wait_for(lambda: not any(guarded_server.metric(name) for name in held))
 
 

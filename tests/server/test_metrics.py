@@ -12,7 +12,7 @@ import pytest
 
 from headkv_vllm.budgets.plan import Plan, make_plan
 from headkv_vllm.config import Settings
-from headkv_vllm.metrics import METRICS, SKIPPED_REQUESTS
+from headkv_vllm.engine.metrics.definitions import METRICS, SKIPPED_REQUESTS
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.scores.head_scores import resolve
 from headkv_vllm.scores.identity import identify_checkpoint
@@ -83,7 +83,7 @@ def expected(lengths: list[int]) -> dict[str, float]:
         "headkv:prompt_tokens_total": sum(lengths),
         "headkv:kept_tokens_total": sum(each.mean_kept_tokens for each in plans),
         "headkv:freed_blocks_total": sum(e.num_blocks_prefill - e.num_blocks_held for e in plans),
-        "headkv:compaction_seconds_count": len(plans),
+        "headkv:compression_seconds_count": len(plans),
     }
 
 
@@ -103,11 +103,14 @@ def test_compressed_requests_add_what_was_planned_for_them(server: Server) -> No
     for length in lengths:
         ask(server, length)
     # The budgets of heads are asked for to compress a prompt, and to make its heads' tables.
-    plans = {"headkv:plan_cache_misses_total": 3, "headkv:plan_cache_hits_total": 4 * 2 - 3}
+    plans = {
+        "headkv:allocation_cache_misses_total": 3,
+        "headkv:allocation_cache_hits_total": 4 * 2 - 3,
+    }
     wait_for(lambda: growth(server, before) == {**expected(lengths), **plans})
-    seconds = "headkv:compaction_seconds_sum"
+    seconds = "headkv:compression_seconds_sum"
     assert 0 < counters(server)[seconds] - before[seconds] < 10
-    assert server.metric("headkv:plan_cache_size") == 3
+    assert server.metric("headkv:allocation_cache_size") == 3
 
 
 def test_a_short_prompt_is_skipped(server: Server) -> None:
@@ -174,7 +177,9 @@ def test_gauges_agree_with_the_pool_while_requests_come_and_go(server: Server) -
         assert now["headkv:stock_blocks"] - in_use == saved - extra
 
 
-@pytest.mark.parametrize("name", [name for name in GAUGES if name != "headkv:plan_cache_size"])
+@pytest.mark.parametrize(
+    "name", [name for name in GAUGES if name != "headkv:allocation_cache_size"]
+)
 def test_gauges_are_0_at_rest(server: Server, name: str) -> None:
     wait_for(lambda: server.metric("vllm:num_requests_running") == 0)
     wait_for(lambda: server.metric(name) == 0)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from headkv_vllm.metrics import SKIPPED_REQUESTS
+from headkv_vllm.engine.metrics.definitions import SKIPPED_REQUESTS
 from headkv_vllm.needle.paths import checkpoint_path
 from tests.engine.server import Server, wait_for
 from tests.server.test_metrics import GAUGES, HEADKV, MODEL, ask, counters, expected, growth
@@ -26,7 +26,7 @@ def test_totals_of_several_api_servers() -> None:
         more = {**expected(lengths), f"{SKIPPED_REQUESTS.name}/too_short": 5}
         wait_for(lambda: more.items() <= growth(server, before).items())
         for name in GAUGES:
-            if name != "headkv:plan_cache_size":
+            if name != "headkv:allocation_cache_size":
                 wait_for(lambda name=name: server.metric(name) == 0)
         assert server.stop() == 0
 

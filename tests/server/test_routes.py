@@ -213,8 +213,8 @@ def test_stats_count_what_a_request_does(guarded_server: GuardedServer) -> None:
     assert after["prompt_tokens"] - before["prompt_tokens"] == sample.num_tokens
     assert after["kept_tokens"] - before["kept_tokens"] == round(plan["mean_kept_tokens"])
     assert after["freed_blocks"] - before["freed_blocks"] == plan["num_full_blocks"]
-    assert after["compaction"]["prompts"] - before["compaction"]["prompts"] == 1
-    assert after["compaction"]["seconds"] > before["compaction"]["seconds"]
+    assert after["compression"]["prompts"] - before["compression"]["prompts"] == 1
+    assert after["compression"]["seconds"] > before["compression"]["seconds"]
     skipped = "skipped_requests"
     assert after[skipped]["too_short"] - before[skipped]["too_short"] == 1
     assert after["time"] > before["time"]
@@ -234,11 +234,11 @@ def test_stats_are_the_numbers_of_the_metrics(guarded_server: GuardedServer) -> 
     for name in ("blocks_in_use", "stock_blocks", "head_blocks_in_use"):
         assert shown[name] == total(name) == 0
     assert sum(shown["skipped_requests"].values()) == total("skipped_requests_total")
-    assert shown["compaction"]["seconds"] == total("compaction_seconds_sum")
-    assert shown["plan_cache"] == {
-        "hits": total("plan_cache_hits_total"),
-        "misses": total("plan_cache_misses_total"),
-        "size": total("plan_cache_size"),
+    assert shown["compression"]["seconds"] == total("compression_seconds_sum")
+    assert shown["allocation_cache"] == {
+        "hits": total("allocation_cache_hits_total"),
+        "misses": total("allocation_cache_misses_total"),
+        "size": total("allocation_cache_size"),
     }
 
 

@@ -11,7 +11,7 @@ from headkv_vllm.budgets.request import full_blocks
 from headkv_vllm.cache.block_row import HEADER_SIZE
 from headkv_vllm.cache.compression import PromptCompression, prompt_compression
 from headkv_vllm.cache.selection import on_device
-from headkv_vllm.engine.attention.worker import Worker
+from headkv_vllm.engine.attention.layers import WorkerLayers
 
 
 class CompletedPrompts:
@@ -24,10 +24,10 @@ class CompletedPrompts:
         rows: torch.Tensor,
         seq_lens: torch.Tensor,
         query_lens: npt.NDArray[np.integer],
-        worker: Worker,
+        layers: WorkerLayers,
     ) -> None:
         self._requests, self._window_starts, self._rows = requests, window_starts, rows
-        self._query_lens, self._worker = query_lens[requests], worker
+        self._query_lens, self._layers = query_lens[requests], layers
         places = on_device(requests.astype(np.int64), rows.device)
         ends = seq_lens[places][:, None]
         self._headers = torch.cat((rows[places, :HEADER_SIZE], ends), 1)
@@ -54,11 +54,11 @@ class CompletedPrompts:
         if not num_compressed or not end - query_len < length <= end:
             return None
         assert end == length, "a step goes on after a prompt that it compresses"
-        settings, block_size = self._worker.settings, self._worker.spec.block_size
+        settings, block_size = self._layers.settings, self._layers.spec.block_size
         return prompt_compression(
             header[:HEADER_SIZE],
             self._rows[request],
-            self._worker.allocations,
+            self._layers.allocations,
             full_blocks(length, settings.window, block_size),
             block_size,
             int(window_start),

@@ -12,13 +12,13 @@ from time import perf_counter
 
 import torch
 
-from headkv_vllm.engine.worker_table import WorkerTable
+from headkv_vllm.engine.metrics.worker_counts import WorkerCounts
 
 
 class HostClock:
     """Of one step, whose layers are computed when their call returns."""
 
-    def __init__(self, table: WorkerTable) -> None:
+    def __init__(self, table: WorkerCounts) -> None:
         self._table, self._seconds = table, 0.0
 
     @contextmanager
@@ -31,7 +31,7 @@ class HostClock:
     def finish(self, num_prompts: int) -> None:
         """All layers of that many prompts are compressed."""
         for _ in range(num_prompts):
-            self._table.add_compaction(self._seconds / num_prompts)
+            self._table.add_compression(self._seconds / num_prompts)
 
 
 @dataclass
@@ -45,7 +45,7 @@ class _DeviceStep:
 class DeviceClock:
     """Of all steps. The device's times are read some steps later, so that nobody waits for it."""
 
-    def __init__(self, table: WorkerTable) -> None:
+    def __init__(self, table: WorkerCounts) -> None:
         self._table = table
         self._step = _DeviceStep()
         self._finished: deque[_DeviceStep] = deque()
@@ -80,4 +80,4 @@ class DeviceClock:
             step = self._finished.popleft()
             milliseconds = sum(begin.elapsed_time(end) for begin, end in step.events)
             for _ in range(step.num_prompts):
-                self._table.add_compaction(milliseconds / 1000 / step.num_prompts)
+                self._table.add_compression(milliseconds / 1000 / step.num_prompts)

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from typing_extensions import override
 from vllm import _custom_ops as ops
 from vllm import envs
 from vllm.config import VllmConfig
+from vllm.config.cache import CacheDType
 from vllm.v1.attention.backend import (
-    AttentionLayer,
     AttentionMetadataBuilder,
     CommonAttentionMetadata,
 )
@@ -41,24 +42,27 @@ from headkv_vllm.engine.attention.backend import (
 )
 from headkv_vllm.engine.attention.compression_clock import HostClock
 from headkv_vllm.engine.attention.cpu_cache import PACKINGS, PackedCache, PackedHeadBlocks
-from headkv_vllm.engine.attention.worker import Worker
+from headkv_vllm.engine.attention.layers import WorkerLayers
+from headkv_vllm.engine.metrics.worker_counts import worker_counts
 from headkv_vllm.engine.names import CPU_BLOCK_SIZE
-from headkv_vllm.engine.worker_table import worker_table
+from headkv_vllm.engine.settings import model_dtype
 from headkv_vllm.errors import UnsupportedError
 
 
 class HeadKVCpuBackend(HeadKVBackendMixin, CPUAttentionBackend):
     """Stock CPU attention over blocks of tokens and, after compressed prompts, over head blocks."""
 
-    supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto"]
+    supported_kv_cache_dtypes: ClassVar[list[CacheDType]] = ["auto"]
     preferred_block_size = CPU_BLOCK_SIZE
 
     @staticmethod
+    @override
     def get_impl_cls() -> type["HeadKVCpuImpl"]:
         return HeadKVCpuImpl
 
     @staticmethod
-    def get_builder_cls() -> type["HeadKVCpuMetadataBuilder"]:
+    @override
+    def get_builder_cls() -> type["HeadKVCpuMetadataBuilder"]:  # type: ignore[override]
         return HeadKVCpuMetadataBuilder
 
 
@@ -97,12 +101,12 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
         device: torch.device,
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self._worker = Worker(vllm_config, layer_names, kv_cache_spec)
+        self._layers = WorkerLayers(vllm_config, layer_names, kv_cache_spec)
         self._spec = kv_cache_spec
         self._num_heads = vllm_config.model_config.get_num_attention_heads(
             vllm_config.parallel_config
         )
-        self._dtype = vllm_config.model_config.dtype
+        self._dtype = model_dtype(vllm_config)
         self._splits_kv = envs.VLLM_CPU_ATTN_SPLIT_KV  # looked up each time that it is named
         self._isa = _get_attn_isa(self._dtype, kv_cache_spec.block_size, kv_cache_spec.head_size)
         if self._isa not in PACKINGS:
@@ -110,14 +114,15 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
                 f"--attention-backend headkv cannot read the packing of instruction set "
                 f"{self._isa!r}: allowed are {', '.join(PACKINGS)}"
             )
-        self._table = worker_table(vllm_config)
-        sizes = (self._worker.num_layers, kv_cache_spec.num_kv_heads, kv_cache_spec.block_size)
-        window = self._worker.settings.window
-        self._planner = BatchPlanner(self._worker.allocations, *sizes, window)
+        self._table = worker_counts(vllm_config)
+        sizes = (self._layers.num_layers, kv_cache_spec.num_kv_heads, kv_cache_spec.block_size)
+        window = self._layers.settings.window
+        self._planner = BatchPlanner(self._layers.allocations, *sizes, window)
         self._caches: Caches | None = None
         self._compressor: Compressor | None = None
         self._last: HeadKVCpuMetadata | None = None
 
+    @override
     def build(
         self,
         common_prefix_len: int,
@@ -130,7 +135,7 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
             common_attn_metadata.query_start_loc,
             common_attn_metadata.seq_lens,
         )
-        if self._worker.settings.check_integrity:
+        if self._layers.settings.check_integrity:
             self._planner.check_integrity()
         if batch.continues_last and self._last is not None:
             self._last = replace(self._last, batch=batch)
@@ -139,11 +144,11 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
         return self._last
 
     def _metadata(self, batch: Batch) -> HeadKVCpuMetadata:
-        static = self._worker.static
-        self._table.write_plan_cache(static.hits, static.misses, len(static))
+        static = self._layers.static
+        self._table.write_allocation_cache(static.hits, static.misses, len(static))
         return HeadKVCpuMetadata(
             batch,
-            self._worker.layers,
+            self._layers.indices,
             self._caches_of_layers(),
             self._compression(batch.compressions),
             self._dense_schedule(batch.dense),
@@ -153,7 +158,7 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
     def _caches_of_layers(self) -> Caches:
         """Made once, because a view costs as much as a small step. The cache stays where it is."""
         if self._caches is None:
-            views = [module.kv_cache for module in self._worker.modules()]
+            views = [module.kv_cache for module in self._layers.modules()]
             sizes = (len(views), self._spec.num_kv_heads)
             flat = flat_head_blocks(views[0], 0, len(views))
             self._caches = Caches(
@@ -167,7 +172,7 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
             return None
         if self._compressor is None:
             head_blocks = self._caches_of_layers().head_blocks
-            self._compressor = self._worker.compressor(head_blocks, CPU_WORKSPACE)
+            self._compressor = self._layers.compressor(head_blocks, CPU_WORKSPACE)
         starts = torch.tensor([prompt.window_start for prompt in prompts])
         clock = HostClock(self._table)
         return StepCompression(self._compressor, starts, lambda: prompts, self._record, clock)
@@ -175,7 +180,7 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
     def _record(self, prompt: PromptCompression, allocation: HeadBlocks) -> None:
         if prompt.policy.adaptive:
             blocks = prompt.compressed_blocks.tolist()
-            self._worker.allocations.adaptive.record(blocks, allocation)
+            self._layers.allocations.adaptive.record(blocks, allocation)
 
     def _dense_schedule(self, dense: DenseTokens | None) -> torch.Tensor | None:
         if dense is None:
@@ -229,9 +234,10 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
             self.kv_sharing_target_layer_name is not None,
         )
 
-    def forward(
+    @override
+    def forward(  # type: ignore[override]  # its metadata are ours
         self,
-        layer: AttentionLayer,
+        layer: Any,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -268,6 +274,7 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
         output: torch.Tensor,
     ) -> None:
         schedule = attn_metadata.dense_schedule
+        assert schedule is not None, "dense tokens have a schedule"
         self._attend(
             query, cache, dense, dense.tokens, dense.seq_lens, dense.block_table, schedule, output
         )
@@ -298,7 +305,7 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
         places: Indices,
         seq_lens: torch.Tensor,
         block_table: torch.Tensor,
-        schedule: torch.Tensor | None,
+        schedule: torch.Tensor,
         output: torch.Tensor,
     ) -> None:
         """Of `query` and `output`, [num_rows, num_heads, head_size], the rows in `places`."""

@@ -5,6 +5,8 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+from typing_extensions import override
+from vllm.config.cache import CacheDType
 from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends import fa_utils
@@ -23,6 +25,7 @@ from headkv_vllm.kernels.inputs import LayerInputs
 class HeadKVFlashAttentionMetadataBuilder(HeadKVTritonMetadataBuilder):
     """Adds the block tables of prompts, which FlashAttention takes."""
 
+    @override
     def build(
         self,
         common_prefix_len: int,
@@ -43,6 +46,7 @@ class HeadKVFlashAttentionImpl(HeadKVTritonImpl):
         super().__init__(*args, **others)
         self._fa_version = fa_utils.get_flash_attn_version(head_size=self.head_size)
 
+    @override
     def _attend_chunks(
         self,
         query: torch.Tensor,
@@ -58,7 +62,8 @@ class HeadKVFlashAttentionImpl(HeadKVTritonImpl):
         assert chunks is not None and dense is not None
         num_tokens = len(attn_metadata.slot_mapping)
         keys, values = kv_cache.transpose(1, 2).chunk(2, -1)
-        fa_utils.flash_attn_varlen_func(
+        assert self._fa_version is not None, "the backend serves where FlashAttention does"
+        fa_utils.flash_attn_varlen_func(  # type: ignore[attr-defined]  # not where it is missing
             q=query[:num_tokens],
             k=canonicalize_singleton_dim_strides(keys),
             v=canonicalize_singleton_dim_strides(values),
@@ -80,17 +85,20 @@ class HeadKVFlashAttentionBackend(HeadKVTritonBackend):
     """For entries of the model's own type."""
 
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16]
-    supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16"]
+    supported_kv_cache_dtypes: ClassVar[list[CacheDType]] = ["auto", "float16", "bfloat16"]
 
     @classmethod
+    @override
     def supports_head_size(cls, head_size: int) -> bool:
         is_there = fa_utils.get_flash_attn_version(head_size=head_size) is not None
         return is_there and head_size % 8 == 0 and head_size <= 256
 
     @staticmethod
+    @override
     def get_impl_cls() -> type[HeadKVFlashAttentionImpl]:
         return HeadKVFlashAttentionImpl
 
     @staticmethod
+    @override
     def get_builder_cls() -> type[HeadKVFlashAttentionMetadataBuilder]:
         return HeadKVFlashAttentionMetadataBuilder

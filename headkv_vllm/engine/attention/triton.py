@@ -12,14 +12,16 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from typing_extensions import override
 from vllm.config import VllmConfig
+from vllm.config.cache import CacheDType
 from vllm.platforms import current_platform
 from vllm.platforms.interface import DeviceCapability
 from vllm.v1.attention.backend import (
     AttentionBackend,
     AttentionCGSupport,
     AttentionImpl,
-    AttentionLayer,
+    AttentionMetadata,
     AttentionMetadataBuilder,
     CommonAttentionMetadata,
 )
@@ -42,10 +44,11 @@ from headkv_vllm.engine.attention.backend import (
 )
 from headkv_vllm.engine.attention.completed_prompts import CompletedPrompts
 from headkv_vllm.engine.attention.compression_clock import DeviceClock
+from headkv_vllm.engine.attention.layers import WorkerLayers
 from headkv_vllm.engine.attention.warm_up import STEP_WARM_UP
-from headkv_vllm.engine.attention.worker import Worker
+from headkv_vllm.engine.metrics.worker_counts import worker_counts
 from headkv_vllm.engine.names import GPU_BLOCK_SIZE
-from headkv_vllm.engine.worker_table import worker_table
+from headkv_vllm.engine.settings import model_dtype
 from headkv_vllm.kernels.cache_writes import reshape_and_cache
 from headkv_vllm.kernels.chunk_attention import attend_chunks
 from headkv_vllm.kernels.decode_attention import attend_by_head
@@ -65,7 +68,7 @@ class HeadKVTritonBackend(HeadKVBackendMixin, AttentionBackend):
         torch.bfloat16,
         torch.float32,
     ]
-    supported_kv_cache_dtypes: ClassVar[list[str]] = [
+    supported_kv_cache_dtypes: ClassVar[list[CacheDType]] = [
         "auto",
         "float16",
         "bfloat16",
@@ -76,15 +79,18 @@ class HeadKVTritonBackend(HeadKVBackendMixin, AttentionBackend):
     preferred_block_size = GPU_BLOCK_SIZE
 
     @classmethod
+    @override
     def supports_head_size(cls, head_size: int) -> bool:
         return head_size >= 16
 
     @classmethod
+    @override
     def supports_compute_capability(cls, capability: DeviceCapability) -> bool:
         """Older GPUs share too little memory between threads, and know no bfloat16."""
         return capability >= DeviceCapability(8, 0)
 
     @classmethod
+    @override
     def supports_combination(
         cls,
         head_size: int,
@@ -104,10 +110,12 @@ class HeadKVTritonBackend(HeadKVBackendMixin, AttentionBackend):
         return None
 
     @staticmethod
+    @override
     def get_impl_cls() -> type["HeadKVTritonImpl"]:
         return HeadKVTritonImpl
 
     @staticmethod
+    @override
     def get_builder_cls() -> type["HeadKVTritonMetadataBuilder"]:
         return HeadKVTritonMetadataBuilder
 
@@ -125,7 +133,7 @@ class Decodes:
 
 
 @dataclass(frozen=True)
-class HeadKVTritonMetadata:
+class HeadKVTritonMetadata(AttentionMetadata):
     """One step. inputs: of each layer, by name. slot_mapping: [num_tokens] int64.
 
     compression: None where no prompt can be complete. dense: the block tables of the requests in
@@ -144,7 +152,7 @@ class HeadKVTritonMetadata:
 class HeadKVTritonMetadataBuilder(AttentionMetadataBuilder[HeadKVTritonMetadata]):
     """Plans each step once for all layers, by a handful of launches.
 
-    worker: its layers, heads and settings. clock: measures how long prompts take to compress.
+    layers: of this worker. clock: measures how long prompts take to compress.
     """
 
     # A step that decodes one token of each request has the same launches in the same places,
@@ -159,15 +167,15 @@ class HeadKVTritonMetadataBuilder(AttentionMetadataBuilder[HeadKVTritonMetadata]
         device: torch.device,
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self.worker = Worker(vllm_config, layer_names, kv_cache_spec)
-        self._dtype = vllm_config.model_config.dtype
+        self.layers = WorkerLayers(vllm_config, layer_names, kv_cache_spec)
+        self._dtype = model_dtype(vllm_config)
         # Where vLLM measures what graphs take, rows are all zero and there is no such number yet.
         num_blocks = vllm_config.cache_config.num_gpu_blocks or 1
-        num_heads = self.worker.num_layers * kv_cache_spec.num_kv_heads
+        num_heads = self.layers.num_layers * kv_cache_spec.num_kv_heads
         shape = (num_blocks, num_heads + 1)
         self._allocations = torch.zeros(shape, dtype=torch.int32, device=device)
         self._num_splits = num_splits_of(device)
-        self.clock = DeviceClock(worker_table(vllm_config))
+        self.clock = DeviceClock(worker_counts(vllm_config))
         self._buffers = Buffers(device)
         self._inputs: dict[str, LayerInputs] = {}
         self._compressor: Compressor | None = None
@@ -175,6 +183,7 @@ class HeadKVTritonMetadataBuilder(AttentionMetadataBuilder[HeadKVTritonMetadata]
         self._reserve(max(vllm_config.scheduler_config.max_num_seqs, graphs))
         STEP_WARM_UP.add(self)
 
+    @override
     def build(
         self,
         common_prefix_len: int,
@@ -216,16 +225,16 @@ class HeadKVTritonMetadataBuilder(AttentionMetadataBuilder[HeadKVTritonMetadata]
         kv_splits(rows, tokens, self._num_splits, self._buffers)
 
     def _rows(self, block_table: torch.Tensor) -> DeviceRows:
-        spec, worker = self.kv_cache_spec, self.worker
-        sizes = (worker.num_layers, spec.num_kv_heads, spec.block_size, worker.settings.window)
+        spec, layers = self.layers.spec, self.layers
+        sizes = (layers.num_layers, spec.num_kv_heads, spec.block_size, layers.settings.window)
         return DeviceRows(block_table, self._allocations, *sizes)
 
     def _inputs_of_layers(self) -> dict[str, LayerInputs]:
         """Made once. This builder belongs to one cache: vLLM makes another to measure graphs."""
         if not self._inputs:
-            num_layers = self.worker.num_layers
+            num_layers = self.layers.num_layers
             for (name, index), module in zip(
-                self.worker.layers.items(), self.worker.modules(), strict=True
+                self.layers.indices.items(), self.layers.modules(), strict=True
             ):
                 flat = flat_head_blocks(module.kv_cache, index, num_layers)
                 if is_quantized_kv_cache(module.impl.kv_cache_dtype):
@@ -266,7 +275,7 @@ class HeadKVTritonMetadataBuilder(AttentionMetadataBuilder[HeadKVTritonMetadata]
 
         No prompt is completed by fewer tokens than its window: the scheduler sees to that.
         """
-        may_complete = query_lens >= self.worker.settings.window
+        may_complete = query_lens >= self.layers.settings.window
         if common.is_prefilling is not None:
             # Requests that pad a graph's batch may be left out of it.
             is_prefilling = common.is_prefilling.numpy()[: len(query_lens)]
@@ -275,9 +284,9 @@ class HeadKVTritonMetadataBuilder(AttentionMetadataBuilder[HeadKVTritonMetadata]
         if len(requests) == 0:
             return None
         ends = common.query_start_loc_cpu.numpy()[requests + 1].astype(np.int64)
-        window_starts = ends - self.worker.settings.window
+        window_starts = ends - self.layers.settings.window
         completed = CompletedPrompts(
-            requests, window_starts, rows.rows, common.seq_lens, query_lens, self.worker
+            requests, window_starts, rows.rows, common.seq_lens, query_lens, self.layers
         )
         return StepCompression(
             self._compressor_of_cache(),
@@ -290,9 +299,9 @@ class HeadKVTritonMetadataBuilder(AttentionMetadataBuilder[HeadKVTritonMetadata]
     def _compressor_of_cache(self) -> Compressor:
         if self._compressor is None:
             inputs = next(iter(self._inputs_of_layers().values()))
-            sizes = (self.worker.num_layers, self.kv_cache_spec.num_kv_heads)
+            sizes = (self.layers.num_layers, self.layers.spec.num_kv_heads)
             head_blocks = PlainHeadBlocks(inputs.head_blocks, *sizes, self._dtype)
-            self._compressor = self.worker.compressor(
+            self._compressor = self.layers.compressor(
                 head_blocks, GPU_WORKSPACE, lambda module: module._k_scale
             )
         return self._compressor
@@ -335,9 +344,10 @@ class HeadKVTritonImpl(AttentionImpl[HeadKVTritonMetadata]):
         # Both of vLLM's model runners take registrations while they make layers.
         STEP_WARM_UP.register_warmup()
 
+    @override
     def forward(
         self,
-        layer: AttentionLayer,
+        layer: Any,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,

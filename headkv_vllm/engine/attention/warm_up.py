@@ -6,12 +6,17 @@ from typing import Any, Final
 from weakref import WeakSet
 
 import torch
+from typing_extensions import override
 from vllm.config import VllmConfig
 from vllm.model_executor.warmup.jit_warmup import VllmJitKernel
-from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
+from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from headkv_vllm.cache.block_row import BlockRow
 from headkv_vllm.config import Settings
+from headkv_vllm.engine.settings import model_dtype
+
+Builder = Any
+"""`triton.HeadKVTritonMetadataBuilder`, which imports this."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ def warm_up_steps(settings: Settings, block_size: int, max_num_seqs: int) -> lis
     return [Step(row, 1, 0, length), *single, Step(row, 1, length + 1, 2)]
 
 
-class StepWarmUp(VllmJitKernel[tuple[AttentionMetadataBuilder[Any], Step]]):
+class StepWarmUp(VllmJitKernel[tuple[Builder, Step]]):
     """Registered among vLLM's kernels to warm up, and run like them: once the cache is there, and
     before anything is served.
 
@@ -49,35 +54,35 @@ class StepWarmUp(VllmJitKernel[tuple[AttentionMetadataBuilder[Any], Step]]):
     def __init__(self) -> None:
         super().__init__()
         # The registry outlives a cache, and builders hold views of it.
-        self._waiting: WeakSet[AttentionMetadataBuilder[Any]] = WeakSet()
+        self._waiting: WeakSet[Builder] = WeakSet()
 
-    def add(self, builder: AttentionMetadataBuilder[Any]) -> None:
+    def add(self, builder: Builder) -> None:
         """From now on the next warm-up of this builder's engine is its, too."""
         self._waiting.add(builder)
 
-    def get_warmup_keys(
-        self, vllm_config: VllmConfig
-    ) -> list[tuple[AttentionMetadataBuilder[Any], Step]]:
+    @override
+    def get_warmup_keys(self, vllm_config: VllmConfig) -> list[tuple[Builder, Step]]:
         """The steps of each builder of this engine that waits, if its cache has room for them."""
         found = []
         for builder in [each for each in self._waiting if each.vllm_config is vllm_config]:
             self._waiting.remove(builder)
             max_num_seqs = vllm_config.scheduler_config.max_num_seqs
             block_size = builder.kv_cache_spec.block_size
-            steps = warm_up_steps(builder.worker.settings, block_size, max_num_seqs)
+            steps = warm_up_steps(builder.layers.settings, block_size, max_num_seqs)
             if len(_first_layer(builder).kv_cache) > steps[0].row.blocks[-1]:
                 found += [(builder, step) for step in steps]
         return found
 
     @torch.inference_mode()
-    def compile(self, compile_key: tuple[AttentionMetadataBuilder[Any], Step]) -> None:
+    @override
+    def compile(self, compile_key: tuple[Builder, Step]) -> None:
         """Run the step in the builder's first layer: kernels are the same for all."""
         builder, step = compile_key
         layer = _first_layer(builder)
         query, key, value = (
             torch.zeros(
                 (step.num_reqs * step.num_new, num_heads, layer.head_size),
-                dtype=builder.vllm_config.model_config.dtype,
+                dtype=model_dtype(builder.vllm_config),
                 device=builder.device,
             )
             for num_heads in (layer.num_heads, layer.num_kv_heads, layer.num_kv_heads)
@@ -87,14 +92,14 @@ class StepWarmUp(VllmJitKernel[tuple[AttentionMetadataBuilder[Any], Step]]):
         layer.impl.forward(layer, query, key, value, layer.kv_cache, metadata, output=output)
         if metadata.compression is not None:
             with builder.clock.stopped():  # it is nobody's prompt
-                for index in range(1, builder.worker.num_layers):
+                for index in range(1, builder.layers.num_layers):
                     metadata.compression.add_layer(index, query)
 
 
 STEP_WARM_UP: Final = StepWarmUp()
 
 
-def _first_layer(builder: AttentionMetadataBuilder[Any]) -> Any:
+def _first_layer(builder: Builder) -> Any:
     layers = builder.vllm_config.compilation_config.static_forward_context
     return layers[builder.layer_names[0]]
 

@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from typing_extensions import override
 from vllm.platforms.cpu import CpuPlatform
 
 from headkv_vllm.engine.names import CPU_BACKEND_PATH, CPU_BLOCK_SIZE
@@ -16,6 +17,7 @@ class HeadKVCpuPlatform(HeadKVPlatform, CpuPlatform):
     headkv_block_size = CPU_BLOCK_SIZE
 
     @classmethod
+    @override
     def get_attn_backend_cls(
         cls, selected_backend: Any, attn_selector_config: Any, num_heads: int | None = None
     ) -> str:

@@ -4,6 +4,7 @@
 from dataclasses import replace
 from typing import Any
 
+from typing_extensions import override
 from vllm.platforms.cuda import CudaPlatform
 
 from headkv_vllm.engine.names import FLASH_ATTN_BACKEND_PATH
@@ -11,12 +12,13 @@ from headkv_vllm.engine.platforms.gpu import HeadKVGpuPlatform
 from headkv_vllm.engine.platforms.platform import is_ours
 
 
-class HeadKVCudaPlatform(HeadKVGpuPlatform, CudaPlatform):
+class HeadKVCudaPlatform(HeadKVGpuPlatform, CudaPlatform):  # type: ignore[misc, valid-type]
     """On FlashAttention where that can read the prompts, else on our own kernels alone."""
 
     headkv_limits = replace(HeadKVGpuPlatform.headkv_limits, cache_dtypes=("fp8", "fp8_e4m3"))
 
     @classmethod
+    @override
     def get_attn_backend_cls(
         cls, selected_backend: Any, attn_selector_config: Any, num_heads: int | None = None
     ) -> str:
@@ -28,7 +30,9 @@ class HeadKVCudaPlatform(HeadKVGpuPlatform, CudaPlatform):
             return chosen
         from headkv_vllm.engine.attention.flash_attn import HeadKVFlashAttentionBackend
 
+        capability = cls.get_device_capability()
+        assert capability is not None, "every NVIDIA GPU has one"
         reasons = HeadKVFlashAttentionBackend.validate_configuration(
-            device_capability=cls.get_device_capability(), **attn_selector_config._asdict()
+            device_capability=capability, **attn_selector_config._asdict()
         )
         return chosen if reasons else FLASH_ATTN_BACKEND_PATH

@@ -5,6 +5,7 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from typing_extensions import override
 from vllm.platforms.interface import Platform
 
 from headkv_vllm.config import Settings
@@ -35,6 +36,7 @@ class HeadKVPlatform(Platform):
     settings: ClassVar[Settings | None] = None
 
     @classmethod
+    @override
     def register_custom_kv_cache_specs(cls, vllm_config: "VllmConfig") -> None:
         """Tell vLLM which manager serves our spec. It calls this after its own are known."""
         from vllm.v1.kv_cache_interface import FullAttentionSpec
@@ -48,6 +50,7 @@ class HeadKVPlatform(Platform):
         )
 
     @classmethod
+    @override
     def check_and_update_config(cls, vllm_config: "VllmConfig") -> None:
         """Check the settings and the model, and set what our backend needs.
 
@@ -66,6 +69,7 @@ class HeadKVPlatform(Platform):
             raise
 
     @classmethod
+    @override
     def validate_request(cls, processed_inputs: Any, params: Any) -> None:
         """Raises VLLMValidationError, which the client gets as 400, for bad arguments of ours."""
         from headkv_vllm.engine.request_checks import check_request

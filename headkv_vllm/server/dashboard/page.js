@@ -77,7 +77,7 @@ function showStats(stats) {
 }
 
 function counters(stats) {
-  const { compaction, plan_cache: cache } = stats;
+  const { compression, allocation_cache: cache } = stats;
   const skipped = Object.entries(stats.skipped_requests).filter(([, number]) => number > 0);
   const reasons = skipped.map(([reason, number]) => `${reason.replace("_", " ")} ${count(number)}`);
   const pool = config.num_blocks === null ? "" : `of ${count(config.num_blocks)} in the pool`;
@@ -89,7 +89,7 @@ function counters(stats) {
     ["Requests compressed", count(stats.compressed_requests), reasons.length ? `left whole: ${reasons.join(", ")}` : "none left whole"],
     ["Prompt tokens kept", count(stats.kept_tokens), kept],
     ["Blocks freed", count(stats.freed_blocks), bytes(stats.freed_blocks * config.block_bytes)],
-    ["Compaction per prompt", compaction.prompts ? seconds(compaction.seconds / compaction.prompts) : "none yet", `${seconds(compaction.seconds)} in all`],
+    ["Compression per prompt", compression.prompts ? seconds(compression.seconds / compression.prompts) : "none yet", `${seconds(compression.seconds)} in all`],
     ["Plan cache", `${count(cache.hits)} hits`, `${count(cache.misses)} missed, ${count(cache.size)} held`],
   ];
 }

@@ -66,8 +66,8 @@ FREED_BLOCKS = Metric(
     "counter",
     "Prompt blocks that compressed requests gave back while they went on.",
 )
-COMPACTION_SECONDS = Metric(
-    "headkv:compaction_seconds",
+COMPRESSION_SECONDS = Metric(
+    "headkv:compression_seconds",
     "histogram",
     "Time to choose and copy what one prompt keeps, over the layers of the engine's first worker.",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
@@ -92,18 +92,18 @@ STOCK_BLOCKS = Metric(
     "gauge",
     "Blocks that the same requests would hold without headkv, counted alike.",
 )
-PLAN_CACHE_HITS = Metric(
-    "headkv:plan_cache_hits_total",
+ALLOCATION_CACHE_HITS = Metric(
+    "headkv:allocation_cache_hits_total",
     "counter",
     "Budgets of heads that the engine's first worker had at hand.",
 )
-PLAN_CACHE_MISSES = Metric(
-    "headkv:plan_cache_misses_total",
+ALLOCATION_CACHE_MISSES = Metric(
+    "headkv:allocation_cache_misses_total",
     "counter",
     "Budgets of heads that the engine's first worker had to work out.",
 )
-PLAN_CACHE_SIZE = Metric(
-    "headkv:plan_cache_size",
+ALLOCATION_CACHE_SIZE = Metric(
+    "headkv:allocation_cache_size",
     "gauge",
     "Budgets of heads that the engine's first worker has at hand now.",
 )
@@ -116,13 +116,13 @@ METRICS = {
         PROMPT_TOKENS,
         KEPT_TOKENS,
         FREED_BLOCKS,
-        COMPACTION_SECONDS,
+        COMPRESSION_SECONDS,
         HEAD_BLOCKS_IN_USE,
         LIVE_COMPRESSED_REQUESTS,
         BLOCKS_IN_USE,
         STOCK_BLOCKS,
-        PLAN_CACHE_HITS,
-        PLAN_CACHE_MISSES,
-        PLAN_CACHE_SIZE,
+        ALLOCATION_CACHE_HITS,
+        ALLOCATION_CACHE_MISSES,
+        ALLOCATION_CACHE_SIZE,
     )
 }

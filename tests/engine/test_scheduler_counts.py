@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from vllm.v1.metrics.stats import SchedulerStats
 
-from headkv_vllm import metrics
 from headkv_vllm.budgets.request import request_budget
-from headkv_vllm.engine.cache_stats import CacheStats
-from headkv_vllm.engine.stat_logger import HeadKVStatLogger
-from headkv_vllm.engine.stats_message import message_of, take_readings
-from headkv_vllm.engine.worker_table import WorkerTable
+from headkv_vllm.engine.metrics import definitions as metrics
+from headkv_vllm.engine.metrics.message import message_of, take_readings
+from headkv_vllm.engine.metrics.scheduler_counts import SchedulerCounts
+from headkv_vllm.engine.metrics.stat_logger import HeadKVStatLogger
+from headkv_vllm.engine.metrics.worker_counts import WorkerCounts
 from tests.engine.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
 
 BLOCK_SIZE, NUM_HEADS = 16, 4
@@ -42,7 +42,7 @@ def start(model):
 
 
 def message(engine):
-    return engine.scheduler._cache_stats.take_message()
+    return engine.scheduler._scheduler_counts.take_message()
 
 
 def added(messages):
@@ -188,7 +188,7 @@ def assert_counters_are_those_of(engine, totals, lengths):
 
 EVENTS = st.one_of(
     st.tuples(st.just("plans"), st.integers(0, 50), st.integers(0, 50)),
-    st.tuples(st.just("compaction"), st.integers(0, 10**8)),
+    st.tuples(st.just("compression"), st.integers(0, 10**8)),
     st.tuples(st.just("message")),
 )
 
@@ -196,15 +196,15 @@ EVENTS = st.one_of(
 @settings(max_examples=50)
 @given(events=st.lists(EVENTS, max_size=60))
 def test_what_the_worker_counts_arrives_once(engine_at_rest, events):
-    table = WorkerTable.private()
-    stats = CacheStats(engine_at_rest.manager, NUM_HEADS, table)
+    table = WorkerCounts.private()
+    stats = SchedulerCounts(engine_at_rest.manager, NUM_HEADS, table)
     hits, misses, times, messages = 0, 0, [], []
     for kind, *values in [*events, ("message",)]:
         if kind == "plans":
             hits, misses = hits + values[0], misses + values[1]
-            table.write_plan_cache(hits, misses, misses)
-        elif kind == "compaction":
-            table.add_compaction(values[0] / 1e6)
+            table.write_allocation_cache(hits, misses, misses)
+        elif kind == "compression":
+            table.add_compression(values[0] / 1e6)
             times.append(values[0])
         else:
             messages.append(stats.take_message())
@@ -212,9 +212,9 @@ def test_what_the_worker_counts_arrives_once(engine_at_rest, events):
     by_name = Counter()
     for reading in readings:
         by_name[reading.metric.name] += reading.value
-    assert by_name[metrics.PLAN_CACHE_HITS.name] == hits
-    assert by_name[metrics.PLAN_CACHE_MISSES.name] == misses
-    seconds = [r.value for r in readings if r.metric is metrics.COMPACTION_SECONDS]
+    assert by_name[metrics.ALLOCATION_CACHE_HITS.name] == hits
+    assert by_name[metrics.ALLOCATION_CACHE_MISSES.name] == misses
+    seconds = [r.value for r in readings if r.metric is metrics.COMPRESSION_SECONDS]
     assert seconds == times
     stats.check_integrity()
 
@@ -252,7 +252,7 @@ def test_a_logger_shows_zeros_for_each_engine_and_reason(logger):
     for engine in ("0", "1"):
         for reason in metrics.SKIPPED_REQUESTS.label_values:
             assert sample(SKIPPED, engine, reason=reason) is not None
-        assert sample("headkv:compaction_seconds_count", engine) is not None
+        assert sample("headkv:compression_seconds_count", engine) is not None
 
 
 def test_two_loggers_of_one_process_share_their_families(logger, model):
@@ -277,22 +277,22 @@ def test_counters_and_gauges_change_for_their_engine(logger):
 @settings(max_examples=50)
 @given(times=st.lists(st.integers(0, 20_000_000), max_size=30))
 def test_each_time_falls_into_its_bucket(logger, engine_at_rest, times):
-    table = WorkerTable.private()
-    stats = CacheStats(engine_at_rest.manager, NUM_HEADS, table)
+    table = WorkerCounts.private()
+    stats = SchedulerCounts(engine_at_rest.manager, NUM_HEADS, table)
     for microseconds in times:
-        table.add_compaction(microseconds / 1e6)
-    bounds = [*metrics.COMPACTION_SECONDS.buckets, float("inf")]
-    before, sum_before = buckets(bounds), sample("headkv:compaction_seconds_sum")
+        table.add_compression(microseconds / 1e6)
+    bounds = [*metrics.COMPRESSION_SECONDS.buckets, float("inf")]
+    before, sum_before = buckets(bounds), sample("headkv:compression_seconds_sum")
     logger.record(stats_with(stats.take_message()), None)
     counted = [sum(time / 1e6 <= bound for time in times) for bound in bounds]
     assert [now - then for now, then in zip(buckets(bounds), before, strict=True)] == counted
-    grown = sample("headkv:compaction_seconds_sum") - sum_before
+    grown = sample("headkv:compression_seconds_sum") - sum_before
     assert grown == pytest.approx(sum(times) / 1e6)
 
 
 def buckets(bounds):
     shown = [str(float(bound)).replace("inf", "+Inf") for bound in bounds]
-    return [sample("headkv:compaction_seconds_bucket", le=bound) for bound in shown]
+    return [sample("headkv:compression_seconds_bucket", le=bound) for bound in shown]
 
 
 def test_another_backend_has_no_samples(model):

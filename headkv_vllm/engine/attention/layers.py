@@ -1,26 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one worker knows of its layers, their heads and their cache; the same on every platform."""
+"""One worker's layers: which heads they have, and what these keep; the same on every platform."""
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 from headkv_vllm.budgets.adaptive_allocations import AdaptiveAllocations
 from headkv_vllm.budgets.allocation_cache import AllocationCache
+from headkv_vllm.budgets.tensor_parallel import worker_kv_heads
 from headkv_vllm.cache.compression import Compressor, LayerLogits, Workspace
 from headkv_vllm.cache.head_blocks import HeadBlocks
 from headkv_vllm.cache.row_allocations import RowAllocations
-from headkv_vllm.engine.settings import read_settings
-from headkv_vllm.engine.worker_heads import worker_scores
+from headkv_vllm.engine.settings import read_scores, read_settings
 
 
-class Worker:
+class WorkerLayers:
     """One worker's layers of one KV cache group.
 
-    layers: the index of each layer by name. allocations: n[L, H] of the requests. static: the
+    indices: of the layers, by name. allocations: n[L, H] of the requests. static: the
     cache behind them. settings: the server's.
     """
 
@@ -28,7 +32,7 @@ class Worker:
         self, vllm_config: VllmConfig, layer_names: list[str], kv_cache_spec: AttentionSpec
     ) -> None:
         self.settings, self.spec = read_settings(vllm_config), kv_cache_spec
-        self.layers = {name: index for index, name in enumerate(layer_names)}
+        self.indices = {name: index for index, name in enumerate(layer_names)}
         scores = worker_scores(vllm_config, layer_names, kv_cache_spec.num_kv_heads)
         self.static = AllocationCache(scores, self.settings)
         self.allocations = RowAllocations(
@@ -38,11 +42,11 @@ class Worker:
 
     @property
     def num_layers(self) -> int:
-        return len(self.layers)
+        return len(self.indices)
 
     def modules(self) -> list[Any]:
         """vLLM's attention layers, in order; each has its view of the cache as `kv_cache`."""
-        return [self._modules[name] for name in self.layers]
+        return [self._modules[name] for name in self.indices]
 
     def compressor(
         self,
@@ -61,3 +65,18 @@ class Worker:
             torch.tensor(soft_caps, device=device) if any(soft_caps) else None,
         )
         return Compressor(head_blocks, logits, self.settings, workspace)
+
+
+def worker_scores(
+    vllm_config: VllmConfig, layer_names: list[str], num_kv_heads: int
+) -> npt.NDArray[np.float64]:
+    """The scores of this worker's layers and KV heads: [len(layer_names), num_kv_heads]."""
+    scores = read_scores(vllm_config)
+    layers = [extract_layer_index(name) for name in layer_names]
+    heads = worker_kv_heads(
+        scores.shape[1],
+        get_tensor_model_parallel_rank(),
+        get_tensor_model_parallel_world_size(),
+    )
+    assert len(heads) == num_kv_heads
+    return scores[np.ix_(layers, heads)]

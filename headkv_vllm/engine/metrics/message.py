@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from vllm.v1.metrics.stats import SchedulerStats
 
-from headkv_vllm.metrics import METRICS, PREFIX, Metric
+from headkv_vllm.engine.metrics.definitions import METRICS, PREFIX, Metric
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from headkv_vllm.engine.logger import logger
 
 MAGIC = int.from_bytes(b"headkv 1")
 CAPACITY = 1024
-"""Compactions whose times are kept. A step completes fewer prompts, and each step is read."""
+"""Compressions whose times are kept. A step completes fewer prompts, and each step is read."""
 
-_MAGIC, _HITS, _MISSES, _SIZE, _NUM_COMPACTIONS, _FIRST_TIME = range(6)
+_MAGIC, _HITS, _MISSES, _SIZE, _NUM_COMPRESSIONS, _FIRST_TIME = range(6)
 NUM_BYTES = 8 * (_FIRST_TIME + CAPACITY)
 
 
@@ -37,27 +37,27 @@ def table_path(vllm_config: VllmConfig) -> Path:
     return Path(tempfile.gettempdir()) / f"headkv-{vllm_config.instance_id}-{rank}"
 
 
-def worker_table(vllm_config: VllmConfig) -> "WorkerTable":
+def worker_counts(vllm_config: VllmConfig) -> "WorkerCounts":
     """The table that this worker writes to; nobody reads it unless it is the engine's first."""
     is_first = get_pp_group().is_first_rank and get_tensor_model_parallel_rank() == 0
-    return _written_table(table_path(vllm_config) if is_first else None)
+    return _own_counts(table_path(vllm_config) if is_first else None)
 
 
 @cache
-def _written_table(path: Path | None) -> "WorkerTable":
+def _own_counts(path: Path | None) -> "WorkerCounts":
     # Kept, because a worker may build its attention twice: to profile, and to serve.
     try:
-        return WorkerTable.create(path) if path else WorkerTable.private()
+        return WorkerCounts.create(path) if path else WorkerCounts.private()
     except OSError as error:
         logger.info("HeadKV: no metrics from this worker: %s", error)
-        return WorkerTable.private()
+        return WorkerCounts.private()
 
 
-class WorkerTable:
+class WorkerCounts:
     """Signed 64-bit numbers in shared memory; one process writes them, another reads them.
 
-    Numbers are stored one by one and only ever grow (but for the plan cache's size), so a reader
-    that comes in between gets the rest the next time. Times are in microseconds.
+    Numbers are stored one by one. Except for the allocation cache's size they only grow, so a
+    reader that comes in between gets the rest the next time. Times are in microseconds.
     """
 
     def __init__(self, memory: mmap.mmap) -> None:
@@ -99,34 +99,34 @@ class WorkerTable:
             os.close(file)
         return table if table._numbers[_MAGIC] == MAGIC else None
 
-    def write_plan_cache(self, hits: int, misses: int, size: int) -> None:
+    def write_allocation_cache(self, hits: int, misses: int, size: int) -> None:
         """hits, misses: since the worker began."""
         self._numbers[_HITS], self._numbers[_MISSES], self._numbers[_SIZE] = hits, misses, size
 
-    def add_compaction(self, seconds: float) -> None:
+    def add_compression(self, seconds: float) -> None:
         """One more prompt was compressed."""
-        done = self._numbers[_NUM_COMPACTIONS]
+        done = self._numbers[_NUM_COMPRESSIONS]
         self._numbers[_FIRST_TIME + done % CAPACITY] = round(seconds * 1e6)
-        self._numbers[_NUM_COMPACTIONS] = done + 1
+        self._numbers[_NUM_COMPRESSIONS] = done + 1
 
     @property
-    def plan_cache_hits(self) -> int:
+    def allocation_cache_hits(self) -> int:
         return self._numbers[_HITS]
 
     @property
-    def plan_cache_misses(self) -> int:
+    def allocation_cache_misses(self) -> int:
         return self._numbers[_MISSES]
 
     @property
-    def plan_cache_size(self) -> int:
+    def allocation_cache_size(self) -> int:
         return self._numbers[_SIZE]
 
     @property
-    def num_compactions(self) -> int:
-        return self._numbers[_NUM_COMPACTIONS]
+    def num_compressions(self) -> int:
+        return self._numbers[_NUM_COMPRESSIONS]
 
-    def compactions(self, start: int, end: int) -> list[int]:
-        """The times of compactions `start` to `end`, in microseconds; the last CAPACITY of them."""
+    def compressions(self, start: int, end: int) -> list[int]:
+        """The times of compressions `start` to `end`, in microseconds: the last CAPACITY."""
         kept = range(max(start, end - CAPACITY), end)
         return [self._numbers[_FIRST_TIME + index % CAPACITY] for index in kept]
 

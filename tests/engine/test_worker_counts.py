@@ -7,23 +7,22 @@ import sys
 import tempfile
 
 import pytest
-from headkv_vllm.engine.compaction_clock import CompactionClock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headkv_vllm.engine.worker_table import CAPACITY, NUM_BYTES, WorkerTable, table_path
+from headkv_vllm.engine.metrics.worker_counts import CAPACITY, NUM_BYTES, WorkerCounts, table_path
 from tests.engine.bookkeeping_engine import engine_config, write_model
 
 COUNT_IN_ANOTHER_PROCESS = """
 import sys
 from pathlib import Path
-from headkv_vllm.engine.worker_table import WorkerTable
+from headkv_vllm.engine.metrics.worker_counts import WorkerCounts
 
-table = WorkerTable.create(Path(sys.argv[1]))
+table = WorkerCounts.create(Path(sys.argv[1]))
 print("made", flush=True)
 sys.stdin.readline()
-table.write_plan_cache(7, 2, 1)
-table.add_compaction(0.25)
+table.write_allocation_cache(7, 2, 1)
+table.add_compression(0.25)
 print("counted", flush=True)
 sys.stdin.readline()
 """
@@ -39,25 +38,29 @@ def test_a_reader_sees_what_another_process_writes(path):
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, bufsize=1) as worker:
         assert worker.stdout.readline() == "made\n"
         assert path.stat().st_mode & 0o777 == 0o600
-        table = WorkerTable.open(path)
+        table = WorkerCounts.open(path)
         assert not path.exists()
-        assert (table.plan_cache_hits, table.num_compactions) == (0, 0)
+        assert (table.allocation_cache_hits, table.num_compressions) == (0, 0)
         print("count", file=worker.stdin)
         assert worker.stdout.readline() == "counted\n"
         print("end", file=worker.stdin)
     assert worker.returncode == 0
-    assert (table.plan_cache_hits, table.plan_cache_misses, table.plan_cache_size) == (7, 2, 1)
-    assert table.compactions(0, table.num_compactions) == [250_000]
+    assert (
+        table.allocation_cache_hits,
+        table.allocation_cache_misses,
+        table.allocation_cache_size,
+    ) == (7, 2, 1)
+    assert table.compressions(0, table.num_compressions) == [250_000]
 
 
 def test_a_reader_cannot_write(path):
-    WorkerTable.create(path)
+    WorkerCounts.create(path)
     with pytest.raises(TypeError):
-        WorkerTable.open(path).add_compaction(1.0)
+        WorkerCounts.open(path).add_compression(1.0)
 
 
 def test_nothing_is_read_where_no_worker_has_written(path):
-    assert WorkerTable.open(path) is None
+    assert WorkerCounts.open(path) is None
 
 
 def make_too_short(path):
@@ -71,12 +74,12 @@ def make_garbled(path):
 
 
 def make_open_to_others(path):
-    WorkerTable.create(path)
+    WorkerCounts.create(path)
     path.chmod(0o644)
 
 
 def make_link(path):
-    WorkerTable.create(path.with_name("elsewhere"))
+    WorkerCounts.create(path.with_name("elsewhere"))
     path.symlink_to("elsewhere")
 
 
@@ -86,13 +89,13 @@ def make_link(path):
 )
 def test_anything_but_a_workers_file_is_not_read(path, make):
     make(path)
-    assert WorkerTable.open(path) is None
+    assert WorkerCounts.open(path) is None
 
 
 def test_a_file_that_is_there_already_is_left_alone(path):
     path.write_text("another's")
     with pytest.raises(FileExistsError):
-        WorkerTable.create(path)
+        WorkerCounts.create(path)
     assert path.read_text() == "another's"
 
 
@@ -115,29 +118,16 @@ def test_the_configuration_is_the_same_at_each_start(tmp_path):
 
 @given(st.lists(st.lists(st.integers(0, 10**7), max_size=CAPACITY), max_size=4))
 def test_each_time_is_read_once_however_often_the_memory_has_been_reused(batches):
-    table, start = WorkerTable.private(), 0
+    table, start = WorkerCounts.private(), 0
     for batch in batches:
         for microseconds in batch:
-            table.add_compaction(microseconds / 1e6)
-        assert table.compactions(start, table.num_compactions) == batch
-        start = table.num_compactions
+            table.add_compression(microseconds / 1e6)
+        assert table.compressions(start, table.num_compressions) == batch
+        start = table.num_compressions
 
 
 def test_of_more_than_fit_the_last_are_left():
-    table = WorkerTable.private()
+    table = WorkerCounts.private()
     for index in range(CAPACITY + 5):
-        table.add_compaction(index / 1e6)
-    assert table.compactions(0, CAPACITY + 5) == list(range(5, CAPACITY + 5))
-
-
-def test_a_prompts_time_is_entered_with_its_last_layer():
-    table = WorkerTable.private()
-    clock = CompactionClock(num_prompts=2, num_layers=3, table=table)
-    for layer in range(3):
-        for prompt in range(2):
-            assert table.num_compactions == (prompt if layer == 2 else 0)
-            with clock.measuring(prompt):
-                sum(range(20_000 * (prompt + 1)))
-    assert table.num_compactions == 2
-    shorter, longer = table.compactions(0, 2)
-    assert 0 < shorter < longer
+        table.add_compression(index / 1e6)
+    assert table.compressions(0, CAPACITY + 5) == list(range(5, CAPACITY + 5))

@@ -7,8 +7,8 @@ from typing import get_args
 import pytest
 
 from headkv_vllm.budgets.request import SkipReason
-from headkv_vllm.metrics import (
-    COMPACTION_SECONDS,
+from headkv_vllm.engine.metrics.definitions import (
+    COMPRESSION_SECONDS,
     ENGINE_LABELS,
     METRICS,
     PREFIX,
@@ -34,6 +34,8 @@ def test_each_reason_has_a_sample_of_its_own():
 
 def test_a_histogram_is_asked_for_by_its_parts():
     parts = ("bucket", "count", "sum")
-    assert COMPACTION_SECONDS.sample_names == tuple(f"headkv:compaction_seconds_{p}" for p in parts)
-    assert COMPACTION_SECONDS.buckets == tuple(sorted(set(COMPACTION_SECONDS.buckets)))
+    assert COMPRESSION_SECONDS.sample_names == tuple(
+        f"headkv:compression_seconds_{p}" for p in parts
+    )
+    assert COMPRESSION_SECONDS.buckets == tuple(sorted(set(COMPRESSION_SECONDS.buckets)))
     assert SKIPPED_REQUESTS.sample_names == ("headkv:skipped_requests_total",)

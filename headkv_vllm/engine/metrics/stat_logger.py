@@ -5,13 +5,14 @@ from functools import cache
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
+from typing_extensions import override
 from vllm.config import VllmConfig
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
+from headkv_vllm.engine.metrics.definitions import METRICS, Metric
+from headkv_vllm.engine.metrics.message import Reading, take_readings
 from headkv_vllm.engine.platforms.platform import is_selected
-from headkv_vllm.engine.stats_message import Reading, take_readings
-from headkv_vllm.metrics import METRICS, Metric
 
 Family = Counter | Gauge | Histogram
 
@@ -25,11 +26,12 @@ class HeadKVStatLogger(AggregateStatLoggerBase):
             for engine_index in engine_indexes:
                 self._show(engine_index)
 
+    @override
     def record(
         self,
         scheduler_stats: SchedulerStats | None,
         iteration_stats: Any,
-        mm_cache_stats: Any = None,
+        mm_scheduler_counts: Any = None,
         engine_idx: int = 0,
     ) -> None:
         """Take our numbers out of `scheduler_stats` and add them to what this process has."""
@@ -38,6 +40,7 @@ class HeadKVStatLogger(AggregateStatLoggerBase):
         for reading in take_readings(scheduler_stats):
             self._update(reading, engine_idx)
 
+    @override
     def log_engine_initialized(self) -> None:
         """Nothing to say: vLLM logs that the engine is ready."""
 

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one engine counts for `/metrics`, in the scheduler's process."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.request import Request
+
+from headkv_vllm.budgets.request import RequestBudget
+from headkv_vllm.cache.block_row import HEADER_SIZE, num_row_entries
+from headkv_vllm.engine.kv_cache import HeadKVManager
+from headkv_vllm.engine.metrics import definitions as metrics
+from headkv_vllm.engine.metrics.worker_counts import WorkerCounts
+
+Rows = Mapping[str, Sequence[KVCacheBlock]]
+"""Each request's row, `headkv_vllm.cache.block_row`; empty where it holds nothing yet."""
+Budgets = Mapping[str, RequestBudget]
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """Counted request by request: a block that several share counts for each of them.
+
+    num_blocks: held now. num_stock_blocks: what the same tokens fill in stock vLLM.
+    num_compressed_requests: those that have given their prompt's full blocks back.
+    num_compressed_blocks: the sum of their K.
+    """
+
+    num_blocks: int = 0
+    num_stock_blocks: int = 0
+    num_compressed_requests: int = 0
+    num_compressed_blocks: int = 0
+
+
+def occupancy(rows: Rows, budgets: Budgets) -> Occupancy:
+    """Looks at one entry of each row only, because it is asked for at every step."""
+    num_blocks = num_stock = num_requests = num_compressed = 0
+    for request_id, row in rows.items():
+        if not row:
+            continue
+        budget = budgets[request_id]
+        num_leading = num_row_entries(budget.num_compressed_blocks, 0)
+        num_stock += len(row) - num_leading
+        num_blocks += len(row) - HEADER_SIZE
+        if budget.compressed and row[num_leading].is_null:
+            num_blocks -= budget.num_full_blocks
+            num_requests += 1
+            num_compressed += budget.num_compressed_blocks
+    return Occupancy(num_blocks, num_stock, num_requests, num_compressed)
+
+
+class SchedulerCounts:
+    """Counts one engine's prompts, and reads what its pool and its first worker have counted."""
+
+    def __init__(
+        self, manager: HeadKVManager, heads_per_block: int, table: WorkerCounts | None
+    ) -> None:
+        """heads_per_block: head blocks in a block, L*H of the whole model."""
+        self._manager, self._heads_per_block = manager, heads_per_block
+        self._table = table or WorkerCounts.private()
+        self._prompts: Counter[str] = Counter()
+        self._sent: dict[str, int] = {}
+        self._num_compressions = 0
+        self._counted: set[str] = set()
+
+    def count_prompts(self, output: SchedulerOutput, requests: Mapping[str, Request]) -> None:
+        """Count each request once, when a step that completes its prompt has been scheduled.
+
+        output: that step. requests: the live ones, as they will be after it.
+        """
+        for request_id in output.num_scheduled_tokens.keys() - self._counted:
+            budget = self._manager.budgets[request_id]
+            if requests[request_id].num_computed_tokens >= budget.num_prompt_tokens:
+                self._counted.add(request_id)
+                self._prompts.update(self._counts(budget))
+
+    def forget(self, request_id: str) -> None:
+        """The request has ended."""
+        self._counted.discard(request_id)
+
+    def take_message(self) -> dict[str, int]:
+        """What has changed since the last message; see `stats_message`."""
+        numbers = {**self._counters(), **self._gauges()}
+        growth = {name: value - self._sent.get(name, 0) for name, value in numbers.items()}
+        self._sent = numbers
+        return {name: value for name, value in growth.items() if value} | self._new_compressions()
+
+    def check_integrity(self) -> None:
+        """Counters only grow, and the gauges are what a plain count finds."""
+        counters = self._counters()
+        assert all(value >= self._sent.get(name, 0) for name, value in counters.items())
+        assert self._counted <= self._manager.budgets.keys()
+        rows, budgets = self._manager.req_to_blocks, self._manager.budgets
+        assert occupancy(rows, budgets) == _counted_plainly(rows, budgets)
+
+    def _counts(self, budget: RequestBudget) -> dict[str, int]:
+        if not budget.compressed:
+            return {f"{metrics.SKIPPED_REQUESTS.name}/{budget.skip_reason}": 1}
+        num_blocks_less = budget.num_full_blocks - budget.num_compressed_blocks
+        num_tokens_less = num_blocks_less * self._manager.block_size
+        return {
+            metrics.COMPRESSED_REQUESTS.name: 1,
+            metrics.PROMPT_TOKENS.name: budget.num_prompt_tokens,
+            metrics.KEPT_TOKENS.name: budget.num_prompt_tokens - num_tokens_less,
+        }
+
+    def _counters(self) -> dict[str, int]:
+        return {
+            **self._prompts,
+            metrics.FREED_BLOCKS.name: self._manager.num_freed_blocks,
+            metrics.ALLOCATION_CACHE_HITS.name: self._table.allocation_cache_hits,
+            metrics.ALLOCATION_CACHE_MISSES.name: self._table.allocation_cache_misses,
+        }
+
+    def _gauges(self) -> dict[str, int]:
+        now = occupancy(self._manager.req_to_blocks, self._manager.budgets)
+        return {
+            metrics.BLOCKS_IN_USE.name: now.num_blocks,
+            metrics.STOCK_BLOCKS.name: now.num_stock_blocks,
+            metrics.LIVE_COMPRESSED_REQUESTS.name: now.num_compressed_requests,
+            metrics.HEAD_BLOCKS_IN_USE.name: now.num_compressed_blocks * self._heads_per_block,
+            metrics.ALLOCATION_CACHE_SIZE.name: self._table.allocation_cache_size,
+        }
+
+    def _new_compressions(self) -> dict[str, int]:
+        start, end = self._num_compressions, self._table.num_compressions
+        self._num_compressions = end
+        times = enumerate(self._table.compressions(start, end))
+        return {f"{metrics.COMPRESSION_SECONDS.name}/{index}": time for index, time in times}
+
+
+def _counted_plainly(rows: Rows, budgets: Budgets) -> Occupancy:
+    """`occupancy`, entry by entry: `check_integrity` compares the two."""
+    held = stock = requests = compressed = 0
+    for request_id, row in rows.items():
+        entries = row[HEADER_SIZE:]
+        num_held = sum(not block.is_null for block in entries)
+        num_compressed = budgets[request_id].num_compressed_blocks if row else 0
+        is_compressed = num_held < len(entries)
+        held, stock = held + num_held, stock + len(entries) - num_compressed
+        requests += is_compressed
+        compressed += num_compressed * is_compressed
+    return Occupancy(held, stock, requests, compressed)
