@@ -10,7 +10,7 @@ import pytest
 from headkv_vllm.budgets.allocation_cache import AllocationCache
 from headkv_vllm.budgets.request import request_budget
 from headkv_vllm.config import Settings
-from headkv_vllm.engine.attention import layers
+from headkv_vllm.engine.attention import layers as worker_layers
 from headkv_vllm.engine.settings import SCORES_KEY
 from headkv_vllm.scores.head_scores import uniform_scores
 from headkv_vllm.scores.identity import ModelIdentity
@@ -35,10 +35,10 @@ def scores_of(monkeypatch):
     config = SimpleNamespace(additional_config={SCORES_KEY: {**served, "values": SCORES.tolist()}})
 
     def scores_of(layers, rank, size):
-        monkeypatch.setattr(layers, "get_tensor_model_parallel_rank", lambda: rank)
-        monkeypatch.setattr(layers, "get_tensor_model_parallel_world_size", lambda: size)
+        monkeypatch.setattr(worker_layers, "get_tensor_model_parallel_rank", lambda: rank)
+        monkeypatch.setattr(worker_layers, "get_tensor_model_parallel_world_size", lambda: size)
         names = [f"model.layers.{layer}.self_attn.attn" for layer in layers]
-        return layers.worker_scores(config, names, max(1, NUM_KV_HEADS // size))
+        return worker_layers.worker_scores(config, names, max(1, NUM_KV_HEADS // size))
 
     return scores_of
 
