@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `headkv` command."""
 
+from pathlib import Path
 import typer
 from rich.console import Console
 
@@ -34,8 +35,8 @@ def demo() -> None:
     Shows each question, the expected and the given answer, and the KV blocks that the request
     held before and after its prompt was compressed. Ends with 0 if all answers are right.
     """
-    from headkv_vllm import demo as demonstration
+    from headkv_vllm.demo import real_model as demonstration
 
     with readable_errors(), ends_on_sigterm():
-        all_right = demonstration.run(Console())
+        all_right = demonstration.run(Path("/work/wt/smollm2"), Console())
     raise typer.Exit(0 if all_right else 1)

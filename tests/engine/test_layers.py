@@ -63,7 +63,7 @@ def test_with_fewer_heads_than_ranks_heads_are_repeated(scores_of):
 
 @pytest.mark.parametrize(("layers", "size"), [(range(3), 1), (range(3, 6), 1), (range(2, 4), 2)])
 def test_a_worker_allocates_all_of_its_head_blocks(scores_of, layers, size):
-    """K blocks hold K head blocks for each of its layers and heads, and all of them are allocated."""
+    """K blocks hold K head blocks for each of its layers and heads. All of them are allocated."""
     settings = Settings(budget=128)
     budget = request_budget(settings, 1000, 16)
     for rank in range(size):

@@ -31,7 +31,7 @@ class HeadKVStatLogger(AggregateStatLoggerBase):
         self,
         scheduler_stats: SchedulerStats | None,
         iteration_stats: Any,
-        mm_scheduler_counts: Any = None,
+        mm_cache_stats: Any = None,
         engine_idx: int = 0,
     ) -> None:
         """Take our numbers out of `scheduler_stats` and add them to what this process has."""
