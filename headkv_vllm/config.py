@@ -14,14 +14,15 @@ DEFAULT_BUDGET = 1024
 ScoredPolicy = Literal["headkv", "headkv_ada", "random"]
 UnscoredPolicy = Literal["uniform", "pyramidkv", "streaming", "adakv"]
 PolicyName = Literal[ScoredPolicy, UnscoredPolicy]
-"""What `Settings.policy` may be: policies that share budgets out by head scores, and others."""
+"""The allowed values of `Settings.policy`. A scored policy allocates budgets by head scores."""
 
 
 class Settings(BaseModel):
     """How much of a prompt is kept, and which heads keep it. Token counts are per KV head.
 
-    A field's description says which values it allows; errors quote it. `budget` is
-    `DEFAULT_BUDGET` when neither `budget` nor `ratio` is given, and None when `ratio` is.
+    Each field's description says which values are allowed, and error messages quote it. When
+    neither `budget` nor `ratio` is given, `budget` is `DEFAULT_BUDGET`. When `ratio` is given,
+    `budget` is None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -57,42 +58,49 @@ class Settings(BaseModel):
 
     @property
     def uses_scores(self) -> bool:
-        """Whether the policy shares budgets out by head scores."""
+        """Whether the policy allocates budgets by head scores."""
         return self.policy in get_args(ScoredPolicy)
 
     @property
     def allowed_policies(self) -> tuple[PolicyName, ...]:
-        """Those that a request may ask for: scores are there when the server's own needs them."""
+        """The policies that a request may ask for.
+
+        The server loads head scores only when its own policy needs them. Without scores, requests
+        can use unscored policies only.
+        """
         return get_args(PolicyName if self.uses_scores else UnscoredPolicy)
 
     @property
-    def least_budget(self) -> int:
-        """The smallest budget that may be asked for, but for 0."""
+    def min_allowed_budget(self) -> int:
+        """The smallest budget above 0 that a request may ask for, in tokens."""
         return max(self.window + 1, self.min_budget or 0)
 
     @property
     def allowed_budgets(self) -> str:
-        """The budgets that may be asked for, for people."""
+        """The budgets that a request may ask for, as text for an error message."""
         if self.max_budget is None:
-            return f"0 (off) or an integer of at least {self.least_budget} (tokens)"
-        return f"an integer from {self.least_budget} to {self.max_budget} (tokens)"
+            return f"0 (off) or an integer of at least {self.min_allowed_budget} (tokens)"
+        return f"an integer from {self.min_allowed_budget} to {self.max_budget} (tokens)"
 
     def allows_budget(self, budget: int) -> bool:
-        """Whether `budget` may be asked for. Off is no less than all, so a ceiling excludes it."""
-        if self.max_budget is None:
-            return budget == 0 or budget >= self.least_budget
-        return self.least_budget <= budget <= self.max_budget
+        """Whether a request may ask for `budget`.
 
-    def within_bounds(self, num_tokens: int) -> int:
-        """`num_tokens`, held within `min_budget` and `max_budget`."""
-        most = num_tokens if self.max_budget is None else self.max_budget
-        return max(self.min_budget or 0, min(num_tokens, most))
+        0 turns compression off, so the request keeps its whole prompt. `max_budget` forbids that.
+        """
+        if self.max_budget is None:
+            return budget == 0 or budget >= self.min_allowed_budget
+        return self.min_allowed_budget <= budget <= self.max_budget
+
+    def clip_budget(self, num_tokens: int) -> int:
+        """`num_tokens`, raised to `min_budget` or lowered to `max_budget` if needed."""
+        max_budget = num_tokens if self.max_budget is None else self.max_budget
+        return max(self.min_budget or 0, min(num_tokens, max_budget))
 
     @classmethod
     def parse(cls, mapping: Mapping[str, Any]) -> Self:
-        """Check `mapping`, whose keys are the fields' names.
+        """The settings in `mapping`, whose keys are the names of the fields.
 
-        Raises SettingsError: one line that names the key, its value and what is allowed.
+        Raises SettingsError with one line that names the key, its value and what is allowed.
         """
         if not isinstance(mapping, Mapping):
             raise SettingsError(f"headkv settings must be a mapping, not {shown(mapping)}")
@@ -114,13 +122,13 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _bounds_agree(self) -> Self:
-        least, most = self.min_budget, self.max_budget
-        if most is not None and most <= self.window:
-            raise ValueError(_not_allowed("max_budget", most) + f", and window is {self.window}")
-        if least is not None and most is not None and least > most:
+        low, high = self.min_budget, self.max_budget
+        if high is not None and high <= self.window:
+            raise ValueError(_not_allowed("max_budget", high) + f", and window is {self.window}")
+        if low is not None and high is not None and low > high:
             raise ValueError(
-                f"headkv settings min_budget={least} and max_budget={most} exclude each other: "
-                "the floor must not be above the ceiling"
+                f"headkv settings min_budget={low} and max_budget={high} exclude each other: "
+                "min_budget must not be above max_budget"
             )
         return self
 

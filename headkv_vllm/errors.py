@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this package raises when it is given something it cannot use."""
+"""The errors that this package raises for bad input."""
 
 from collections.abc import Iterable
 
 
 class HeadKVError(Exception):
-    """Base of all errors of this package. Its text is one line, fit to be shown to a user.
+    """Base class of all errors of this package. The message is one line for the user.
 
-    Not a ValueError: vLLM's config classes are validated by pydantic, which would bury a
-    ValueError in a report of several lines.
+    It is not a ValueError, because pydantic validates vLLM's config classes and turns a
+    ValueError into a report of several lines.
     """
 
 
@@ -17,7 +17,10 @@ class SettingsError(HeadKVError):
 
 
 class RequestError(HeadKVError):
-    """A request asks for what it may not have. parameter, value: the argument at fault."""
+    """A request has an argument that is not allowed.
+
+    parameter, value: the name and the value of that argument.
+    """
 
     def __init__(self, message: str, parameter: str, value: object) -> None:
         super().__init__(message)
@@ -25,15 +28,15 @@ class RequestError(HeadKVError):
 
 
 class ScoreFileError(HeadKVError):
-    """A score file, or the checkpoint it is to be matched with, cannot be used."""
+    """A score file cannot be used, or the checkpoint that it must match cannot be used."""
 
 
 class SamplesError(HeadKVError):
-    """A sample, or the text that it is to be hidden in, cannot be used."""
+    """A sample cannot be used, or the text around it cannot be used."""
 
 
 class ModelError(HeadKVError):
-    """A checkpoint cannot be loaded, or has no attention that can be measured."""
+    """A checkpoint cannot be loaded, or its attention cannot be measured."""
 
 
 class ScoringError(HeadKVError):
@@ -41,19 +44,19 @@ class ScoringError(HeadKVError):
 
 
 class UnsupportedError(HeadKVError):
-    """The model, the platform or a vLLM option does not go together with this package."""
+    """This package does not support the model, the platform or an option of vLLM."""
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """`repr(value)` on one line of at most `limit` characters, for use in an error message."""
+    """`repr(value)` on one line of at most `limit` characters, for an error message."""
     try:
         text = " ".join(repr(value).split())
-    except (ValueError, RecursionError):  # integers of thousands of digits, or lists as deep
+    except (ValueError, RecursionError):  # an integer with thousands of digits, or a deep list
         text = f"<{type(value).__name__}, too long to show>"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def one_of(values: Iterable[str]) -> str:
-    """Two or more allowed values, for people: "'a', 'b' or 'c'"."""
+    """Two or more allowed values as text for an error message: "'a', 'b' or 'c'"."""
     *others, last = map(repr, values)
     return f"{', '.join(others)} or {last}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one request may ask for in place of the server's settings.
+"""The arguments by which a request replaces some of the server's settings.
 
 In the body of an HTTP request: `"vllm_xargs": {"headkv_budget": 512, "headkv_policy": "uniform"}`.
 """
@@ -13,15 +13,15 @@ from headkv_vllm.engine.names import FORCED_TOKENS_KEY
 from headkv_vllm.errors import RequestError, one_of, shown
 
 PREFIX = "headkv_"
-"""What the names of our arguments begin with; others are none of our business."""
+"""The names of all our arguments begin with this. Other arguments are left to vLLM."""
 
 BUDGET, RATIO, POLICY = "headkv_budget", "headkv_ratio", "headkv_policy"
 
 
 def request_settings(settings: Settings, arguments: Mapping[str, object] | None) -> Settings:
-    """The server's `settings` with what a request's `arguments` ask for in their place.
+    """The server's `settings`, with the values that a request's `arguments` replace.
 
-    Raises RequestError: one line that names the argument, its value and what is allowed.
+    Raises RequestError with one line that names the argument, its value and what is allowed.
     """
     given = {name: value for name, value in (arguments or {}).items() if _is_ours(name)}
     if not given:
@@ -49,7 +49,7 @@ def _unknown(name: str) -> str:
 
 
 def _budget(settings: Settings, value: object) -> dict[str, object]:
-    # Not isinstance: True is no number of tokens.
+    # isinstance would accept True, because bool is a subclass of int.
     if type(value) is not int or not settings.allows_budget(value):
         raise _not_allowed(BUDGET, value, settings.allowed_budgets)
     return {"budget": value, "ratio": None}
@@ -64,7 +64,7 @@ def _ratio(settings: Settings, value: object) -> dict[str, object]:
 def _policy(settings: Settings, value: object) -> dict[str, object]:
     if value not in settings.allowed_policies:
         allowed = one_of(settings.allowed_policies)
-        reason = "" if settings.uses_scores else ", as this server has looked up no head scores"
+        reason = "" if settings.uses_scores else ", because this server has loaded no head scores"
         raise _not_allowed(POLICY, value, allowed + reason)
     return {"policy": value}
 
@@ -78,4 +78,7 @@ _CHANGES: dict[str, Callable[[Settings, object], dict[str, object]]] = {
     RATIO: _ratio,
     POLICY: _policy,
 }
-"""What each argument changes in the settings; raises RequestError."""
+"""By argument: a function of (settings, value) that returns the settings to replace.
+
+It raises RequestError when the value is not allowed.
+"""

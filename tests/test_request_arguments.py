@@ -49,7 +49,7 @@ BAD = [
     (DEFAULT, {"headkv_policy": "pyramid\nkv"}, r"='pyramid\nkv'", "'headkv', 'headkv_ada'"),
     (DEFAULT, {"headkv_policy": ["adakv"]}, "headkv_policy=['adakv']", "'streaming' or 'adakv'"),
     (UNSCORED, {"headkv_policy": "headkv"}, "='headkv'", "'uniform', 'pyramidkv', 'streaming' or"),
-    (UNSCORED, {"headkv_policy": "headkv"}, "='headkv'", "has looked up no head scores"),
+    (UNSCORED, {"headkv_policy": "headkv"}, "='headkv'", "has loaded no head scores"),
     (DEFAULT, {"headkv_budgt": 64}, "'headkv_budgt'", "did you mean 'headkv_budget'?"),
     (DEFAULT, {"headkv_": 64}, "'headkv_'", "headkv_budget, headkv_ratio, headkv_policy"),
     (DEFAULT, {"headkv_budget": 64, "headkv_ratio": 0.5}, "headkv_ratio=0.5", "give one of them"),

@@ -18,7 +18,7 @@ from headkv_vllm.cache.compression import (
     PromptCompression,
     StepCompression,
 )
-from headkv_vllm.cache.head_blocks import PlainHeadBlocks
+from headkv_vllm.cache.head_blocks import UnpackedHeadBlocks
 from headkv_vllm.kernels import reference
 from headkv_vllm.kernels.cache_writes import reshape_and_cache
 from headkv_vllm.kernels.chunk_attention import attend_chunks
@@ -75,7 +75,7 @@ def compressor_of(state: DeviceState) -> Compressor:
     shape, device = state.shape, state.cache.device
     sizes = (shape.num_layers, shape.num_kv_heads, state.cache.dtype)
     scales = torch.full((shape.num_layers,), shape.head_size**-0.5, device=device)
-    head_blocks = PlainHeadBlocks(state.cache, *sizes)
+    head_blocks = UnpackedHeadBlocks(state.cache, *sizes)
     return Compressor(head_blocks, LayerLogits(scales, None), SETTINGS, GPU_WORKSPACE)
 
 

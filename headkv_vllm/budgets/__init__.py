@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From head scores and a request's block counts to the number of head blocks of every head."""
+"""Budgets: how many head blocks every KV head keeps of a prompt."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each head of a live request keeps, where its prompt has decided that."""
+"""The allocations of live requests whose policy is adaptive."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from headkv_vllm.budgets.allocation import HeadBlocks
+from headkv_vllm.budgets.allocation import Allocation
 
 
 @dataclass(frozen=True, eq=False)
@@ -12,31 +12,31 @@ class _Request:
     """compressed_blocks: c_0 .. c_{K-1}. allocation: n[L, H]."""
 
     compressed_blocks: tuple[int, ...]
-    allocation: HeadBlocks
+    allocation: Allocation
 
 
 class AdaptiveAllocations:
     """n[L, H] of live requests of adaptive policies.
 
-    An entry's key is the request's first compressed block, which belongs to that request as long
-    as it lives. Entries are not freed when a request ends: `record` evicts those whose blocks are
-    used again. So a lookup always finds its own request, and there are never more entries than
-    blocks in the pool.
+    The key of an entry is the request's first compressed block. This block belongs to the request
+    for as long as the request lives. Entries are not freed when a request ends. Instead, `record`
+    evicts the entries whose blocks are used again. So a lookup always finds the entry of its own
+    request, and there are never more entries than blocks in the pool.
 
-    generation: how many requests have been recorded.
+    generation: how many requests have been recorded so far.
     """
 
     def __init__(self) -> None:
         self._requests: dict[int, _Request] = {}
         self._keys: dict[int, int] = {}
-        """The key of the entry that each compressed block is part of."""
+        """By compressed block: the key of the entry that holds the block."""
         self.generation = 0
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    def record(self, compressed_blocks: Iterable[int], allocation: HeadBlocks) -> None:
-        """A request was compressed into `compressed_blocks`, c_0 .. c_{K-1}, by n[L, H]."""
+    def record(self, compressed_blocks: Iterable[int], allocation: Allocation) -> None:
+        """Record n[L, H] of a request whose compressed blocks are c_0 .. c_{K-1}."""
         self.generation += 1
         request = _Request(tuple(compressed_blocks), allocation)
         for block in request.compressed_blocks:
@@ -45,27 +45,29 @@ class AdaptiveAllocations:
         self._requests[key] = request
         self._keys |= dict.fromkeys(request.compressed_blocks, key)
 
-    def allocation(self, compressed_blocks: Iterable[int]) -> HeadBlocks:
-        """n[L, H] of the request that was compressed into `compressed_blocks`."""
+    def allocation(self, compressed_blocks: Iterable[int]) -> Allocation:
+        """n[L, H] of the request whose compressed blocks are `compressed_blocks`."""
         first, *others = compressed_blocks
         request = self._requests[first]
         assert request.compressed_blocks == (first, *others)
         return request.allocation
 
     def check_integrity(self) -> None:
-        """Each block is part of one entry, and each request uses all of its head blocks."""
+        """Check that each block is in one entry, and that each request uses all its head blocks."""
         keys = {
             block: key
             for key, request in self._requests.items()
             for block in request.compressed_blocks
         }
         assert keys == self._keys
-        assert len(keys) == sum(len(one.compressed_blocks) for one in self._requests.values())
-        for one in self._requests.values():
-            assert one.allocation.min() >= 1
-            assert one.allocation.sum() == len(one.compressed_blocks) * one.allocation.size
+        requests = self._requests.values()
+        assert len(keys) == sum(len(request.compressed_blocks) for request in requests)
+        for request in requests:
+            blocks, allocation = request.compressed_blocks, request.allocation
+            assert allocation.min() >= 1
+            assert allocation.sum() == len(blocks) * allocation.size
 
     def _evict(self, block: int) -> None:
         if block in self._keys:
-            for own in self._requests.pop(self._keys[block]).compressed_blocks:
-                del self._keys[own]
+            for evicted in self._requests.pop(self._keys[block]).compressed_blocks:
+                del self._keys[evicted]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shares become whole head blocks: K * L * H of them, none lost, all within bounds."""
+"""Turns the shares of the heads into whole head blocks: exactly K * L * H, within bounds."""
 
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -14,15 +14,16 @@ from headkv_vllm.config import Settings
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-HeadBlocks = npt.NDArray[np.int32]
+Allocation = npt.NDArray[np.int32]
+"""How many head blocks each head keeps: n[L, H], or [H] of one layer."""
 
 MAX_WEIGHT: Final = 2**20
-"""The heaviest head's weight. Its product with any number of heads and blocks fits in int64."""
+"""The weight of the heaviest head. Products with numbers of heads and blocks fit in int64."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The fewest and the most head blocks that a head may have."""
+    """The smallest and the largest number of head blocks that a head may have."""
 
     min: int
     max: int
@@ -30,14 +31,15 @@ class Bounds:
 
 def allocate_head_blocks(
     scores: FloatArray, budget: RequestBudget, settings: Settings
-) -> HeadBlocks:
-    """The number of head blocks of every head, n[L, H], for head scores [L, H].
+) -> Allocation:
+    """The allocation n[L, H]: the number of head blocks of every head.
 
-    n.sum() == K*L*H and min_blocks <= n <= F, for a compressed request with
-    min_blocks <= K < F. A tensor-parallel rank passes the scores of its own heads.
+    scores: [L, H]. A tensor-parallel rank passes the scores of its own heads.
+    budget: of a compressed request with min_blocks <= K < F; its policy decides the shares.
+    Returns n with n.sum() == K * L * H and min_blocks <= n <= F.
 
-    The policy is the request's. Under an adaptive policy n.sum(1) is what each layer gets. The
-    even split among its heads stands in for the split that the prompt decides.
+    Under an adaptive policy, n.sum(1) is the number of head blocks of each layer. The prompt
+    decides the split inside a layer later. Until then n splits each layer evenly.
     """
     num_blocks, num_full_blocks = budget.num_compressed_blocks, budget.num_full_blocks
     policy = POLICIES[budget.policy]
@@ -47,20 +49,25 @@ def allocate_head_blocks(
     return split_evenly(allocation) if policy.adaptive else allocation
 
 
-def allocate(shares: FloatArray, total: int, bounds: Bounds) -> HeadBlocks:
-    """`total` head blocks in proportion to `shares`, of any shape: see `allocate_by_weight`."""
+def allocate(shares: FloatArray, total: int, bounds: Bounds) -> Allocation:
+    """Allocate `total` head blocks in proportion to `shares`, of any shape.
+
+    See `allocate_by_weight`.
+    """
     weights = integer_weights(shares.ravel())
     return allocate_by_weight(weights, total, bounds).reshape(shares.shape)
 
 
-def allocate_by_weight(weights: IntArray, total: int, bounds: Bounds) -> HeadBlocks:
-    """`total` head blocks in proportion to `weights` [N], which are positive.
+def allocate_by_weight(weights: IntArray, total: int, bounds: Bounds) -> Allocation:
+    """Allocate `total` head blocks in proportion to `weights` [N], which are positive.
 
-    Water-filling: x = clip(c * weights, min, max) with the one c that makes x.sum() == total. So
-    the other heads take what a full head cannot use, in proportion to their weights, and give
-    what a head needs to reach the minimum. Then x is rounded down, and the largest remainders
-    get what is left; of equal remainders the first. All numbers are integers, and
-    weights.sum() * total must fit in int64: every machine gets the same result.
+    The algorithm is water-filling: x = clip(c * weights, min, max), with the c for which
+    x.sum() == total. So the other heads get what a full head cannot use, in proportion to their
+    weights. They also give what a head needs to reach the minimum. Then x is rounded down, and
+    the heads with the largest remainders get one block more each; of equal remainders, the first.
+
+    All numbers are integers, so every machine gets the same result. weights.sum() * total must
+    fit in int64.
     """
     assert 1 <= bounds.min < bounds.max, bounds
     assert bounds.min <= total / weights.size <= bounds.max, (total, weights.size, bounds)
@@ -75,24 +82,24 @@ def allocate_by_weight(weights: IntArray, total: int, bounds: Bounds) -> HeadBlo
 def integer_weights(shares: FloatArray) -> IntArray:
     """`shares` [..., N] as integers from 1 to `MAX_WEIGHT`.
 
-    A head without a share has a weight of 1, so it can take blocks when all other heads are full.
+    A head with a share of 0 has a weight of 1, so it can get blocks when all other heads are full.
     """
     scaled: FloatArray = np.rint(shares / shares.max(-1, keepdims=True) * MAX_WEIGHT)
     return np.maximum(scaled, 1).astype(np.int64)
 
 
 class _WaterLevel:
-    """Which heads of `weights` [N] the bounds hold at the level c where the sum is `total`.
+    """Which heads are at one of their bounds, at the c of `allocate_by_weight`.
 
-    first_at_max: heads of at least this weight get `bounds.max`.
-    last_at_min: heads of at most this weight get `bounds.min`.
+    first_at_max: all heads of at least this weight get `bounds.max`.
+    last_at_min: all heads of at most this weight get `bounds.min`.
     """
 
     def __init__(self, weights: IntArray, total: int, bounds: Bounds) -> None:
         self._weights = np.sort(weights)
         self._sums = np.concatenate(([0], np.cumsum(self._weights)))
         self._total, self._bounds = total, bounds
-        # The heavier a head, the sooner a rising level takes it to either bound.
+        # When c grows, heavier heads leave the minimum and reach the maximum first.
         at_max = bisect_left(
             self._weights, True, key=lambda w: self._excess(bounds.max, int(w)) <= 0
         )
@@ -103,7 +110,7 @@ class _WaterLevel:
         self.last_at_min = int(self._weights[at_min - 1]) if at_min else 0
 
     def _excess(self, blocks: int, weight: int) -> int:
-        """(x.sum() - total) * weight at the level c = blocks / weight, in exact integers."""
+        """(x.sum() - total) * weight at c = blocks / weight, in exact integers."""
         low, high = self._bounds.min, self._bounds.max
         num_low = int(np.searchsorted(self._weights, low * weight // blocks, side="right"))
         first_high = int(np.searchsorted(self._weights, -(-high * weight // blocks), side="left"))
@@ -113,9 +120,9 @@ class _WaterLevel:
 
 
 def largest_remainder(weights: IntArray, total: int) -> IntArray:
-    """`total` in proportion to `weights` [N], which are >= 0 and not all zero.
+    """Split `total` in proportion to `weights` [N], which are >= 0 and not all zero.
 
-    Rounded down, and one more for the largest remainders; of equal remainders for the first.
+    Parts are rounded down. The largest remainders then get one more; of equal ones, the first.
     """
     allocation, remainders = np.divmod(weights * total, weights.sum())
     left = total - int(allocation.sum())
@@ -123,8 +130,8 @@ def largest_remainder(weights: IntArray, total: int) -> IntArray:
     return allocation
 
 
-def split_evenly(allocation: HeadBlocks) -> HeadBlocks:
-    """The sums of the rows of `allocation` [L, H], spread over each row as evenly as possible."""
+def split_evenly(allocation: Allocation) -> Allocation:
+    """`allocation` [L, H] with the same sum in each layer, split as evenly as possible."""
     each, left = np.divmod(allocation.sum(1, keepdims=True), allocation.shape[1])
-    split: HeadBlocks = (each + (np.arange(allocation.shape[1]) < left)).astype(np.int32)
+    split: Allocation = (each + (np.arange(allocation.shape[1]) < left)).astype(np.int32)
     return split

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`headkv plan FILE`: what a budget comes to, for one model and one prompt length."""
+"""`headkv plan FILE`: what every KV head keeps, for one model, one budget and one prompt length."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from headkv_vllm.budgets.plan import Plan
 
 BYTES_PER_ELEMENT = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4, "fp8": 1}
-"""By vLLM's names. "auto" is the model's type, which vLLM makes one of 16 bits unless told."""
+"""By vLLM's names. "auto" is the model's dtype, which has 16 bits unless the user sets another."""
 
 
 def plan(
@@ -23,10 +23,12 @@ def plan(
     ],
     prompt_tokens: Annotated[int, typer.Option(help="Length of the prompt in tokens.")],
     budget: Annotated[
-        int | None, typer.Option(help="Prompt tokens kept per KV head on average, window included.")
+        int | None,
+        typer.Option(help="Mean number of prompt tokens per KV head, observation window included."),
     ] = None,
     ratio: Annotated[
-        float | None, typer.Option(help="The same as a part of the prompt, instead of --budget.")
+        float | None,
+        typer.Option(help="The budget as a part of the prompt, instead of --budget."),
     ] = None,
     block_size: Annotated[int, typer.Option(help="vLLM's --block-size, in tokens.")] = 32,
     policy: Annotated[
@@ -34,33 +36,35 @@ def plan(
     ] = None,
     beta: Annotated[
         float | None,
-        typer.Option(help="Above 1. The larger, the less of the budget goes by score."),
+        typer.Option(help="Above 1. The part 1/beta of the budget is allocated by head score."),
     ] = None,
     window: Annotated[
-        int | None, typer.Option(help="Last tokens of the prompt, which choose what is kept.")
+        int | None,
+        typer.Option(help="Observation window: the last prompt tokens, which choose what is kept."),
     ] = None,
     gqa_fold: Annotated[
         str | None,
-        typer.Option(help="mean, max or sum: a KV head's score from those of its query heads."),
+        typer.Option(help="mean, max or sum: how query heads' scores become a KV head's score."),
     ] = None,
     min_blocks: Annotated[
-        int | None, typer.Option(help="The fewest blocks that a head keeps before the tail.")
+        int | None, typer.Option(help="Every head keeps at least this many blocks.")
     ] = None,
     kv_cache_dtype: Annotated[
         str,
-        typer.Option(help=f"{', '.join(BYTES_PER_ELEMENT)}. auto counts 2 bytes per number."),
+        typer.Option(help=f"{', '.join(BYTES_PER_ELEMENT)}. auto means 2 bytes per number."),
     ] = "auto",
     tensor_parallel_size: Annotated[
-        int, typer.Option(help="Ranks, each of which deals out blocks among its own heads.")
+        int, typer.Option(help="Number of ranks. Each allocates blocks to its own heads only.")
     ] = 1,
     png: Annotated[
-        Path | None, typer.Option(help="Picture to write: the blocks of every head.")
+        Path | None, typer.Option(help="Write a picture of the blocks of every head to this file.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Show what every KV head would keep of a prompt, and the memory that this saves.
+    """Show what every KV head would keep of a prompt, and how much memory this saves.
 
-    Starts no server and loads no model. A setting that is not given is as in vllm serve.
+    The command starts no server and loads no model. Settings have the same defaults as in
+    headkv serve.
     """
     given = {
         "budget": budget,

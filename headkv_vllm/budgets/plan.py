@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What settings and head scores come to for one prompt length, before anything is served."""
+"""The plan for one prompt length: what the settings and the head scores mean for it."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from headkv_vllm.budgets.allocation import HeadBlocks, allocate_head_blocks
+from headkv_vllm.budgets.allocation import Allocation, allocate_head_blocks
 from headkv_vllm.budgets.policies import POLICIES
 from headkv_vllm.budgets.request import RequestBudget, request_budget
 from headkv_vllm.budgets.tensor_parallel import worker_kv_heads
@@ -16,25 +16,29 @@ from headkv_vllm.errors import SettingsError, shown
 
 FloatArray = npt.NDArray[np.float64]
 MAX_TOKENS = 2**31 - 1
-"""Positions are int32 in vLLM, and so is the number of head blocks here."""
+"""Positions are int32 in vLLM, and numbers of head blocks are int32 here."""
 
 
 class Plan(BaseModel):
-    """What one request holds once its prompt is computed, before its first token is generated.
+    """What one request holds when its prompt is computed and no token has been generated yet.
 
-    head_blocks: n[L][H], the head blocks that each KV head keeps of its F full ones; all F where
-        the request is not compressed. H counts the heads of all ranks, rank by rank: with fewer
-        KV heads than ranks, each rank has one, and neighbours hold the same.
-    adaptive: whether of head_blocks only the sum of each layer is sure, and the prompt decides how
-        its heads share it.
-    num_compressed_blocks, num_full_blocks: K and F, see `RequestBudget`.
-    num_tail_tokens: prompt tokens after the full blocks, window included; every head keeps them.
-    num_blocks_held: vLLM blocks that the request holds: K and those of the tail.
-    num_blocks_prefill: the same, until the prompt is complete: K and the whole prompt.
-    num_blocks_stock: what it would hold in vLLM without this package, at either time.
-    kv_bytes_held, _prefill, _stock: the same in bytes, over all layers and all ranks.
-    mean_kept_tokens: prompt tokens per KV head on average. kept_share: as a part of the prompt.
-    reason: why the request is not compressed; None when it is.
+    head_blocks: n[L][H], how many head blocks each KV head keeps of its F full ones. If the
+        request is not compressed, every head keeps all F. H counts the heads of all ranks, rank by
+        rank. With fewer KV heads than ranks, each rank has one head, and neighbouring ranks hold
+        copies of the same head.
+    adaptive: whether the prompt decides how the heads of a layer share the layer's sum. If so,
+        head_blocks shows an even split.
+    num_compressed_blocks, num_full_blocks: K and F; see `RequestBudget`.
+    num_tail_tokens: prompt tokens after the full blocks, observation window included. Every head
+        keeps them.
+    num_blocks_held: vLLM blocks that the request holds: K and the blocks of the tail.
+    num_blocks_prefill: vLLM blocks until the prompt is complete: K and the whole prompt.
+    num_blocks_stock: vLLM blocks that stock vLLM holds for this prompt.
+    kv_bytes_held, kv_bytes_prefill, kv_bytes_stock: these blocks in bytes, over all layers and
+        all ranks.
+    mean_kept_tokens: prompt tokens that a KV head keeps, on average.
+    kept_share: mean_kept_tokens as a part of the prompt.
+    reason: why the request is not compressed; None if it is compressed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -68,10 +72,12 @@ def make_plan(
     bytes_per_element: int,
     tensor_parallel_size: int = 1,
 ) -> Plan:
-    """The plan of a prompt of `num_prompt_tokens` for a model with head scores [L, H_kv].
+    """The plan for a prompt of `num_prompt_tokens` tokens.
 
-    block_size: tokens per vLLM block. head_size, bytes_per_element: of a key, and of a value.
-    Raises SettingsError when a number is not one that vLLM could serve with.
+    scores: [L, num_kv_heads], of the model.
+    block_size: tokens per vLLM block.
+    head_size, bytes_per_element: numbers in a key or a value, and bytes per number.
+    Raises SettingsError when vLLM could not serve with one of these numbers.
     """
     _check_count("prompt length", num_prompt_tokens)
     _check_count("block size", block_size)
@@ -110,8 +116,8 @@ def _check_ranks(world_size: int, num_kv_heads: int) -> None:
 
 def _head_blocks(
     scores: FloatArray, budget: RequestBudget, settings: Settings, world_size: int
-) -> HeadBlocks:
-    """n[L, H]: each rank deals K * L * H_local head blocks out among its own heads."""
+) -> Allocation:
+    """n[L, H]. Each rank allocates K * L * H_local head blocks to its own heads."""
     num_kv_heads = scores.shape[1]
     ranks = [
         scores[:, worker_kv_heads(num_kv_heads, rank, world_size)] for rank in range(world_size)
@@ -132,7 +138,7 @@ def _memory(budget: RequestBudget, block_size: int, block_bytes: int) -> dict[st
     }
 
 
-def _kept(budget: RequestBudget, block_size: int, head_blocks: HeadBlocks) -> dict[str, Any]:
+def _kept(budget: RequestBudget, block_size: int, head_blocks: Allocation) -> dict[str, Any]:
     tail = budget.num_prompt_tokens - budget.num_full_blocks * block_size
     num_blocks = int(head_blocks.sum(dtype=np.int64))
     mean = num_blocks * block_size / head_blocks.size + tail
@@ -140,7 +146,7 @@ def _kept(budget: RequestBudget, block_size: int, head_blocks: HeadBlocks) -> di
         "num_tail_tokens": tail,
         "mean_kept_tokens": mean,
         "kept_share": mean / budget.num_prompt_tokens,
-        "head_blocks": tuple(tuple(row) for row in head_blocks.tolist()),
+        "head_blocks": tuple(tuple(layer) for layer in head_blocks.tolist()),
     }
 
 
@@ -150,6 +156,6 @@ def _reason(budget: RequestBudget) -> str | None:
     if budget.skip_reason == "off":
         return "the budget is 0, which turns compression off"
     return (
-        "the prompt is too short to gain: the blocks before its window "
-        f"({budget.num_full_blocks}) are no more than the budget keeps"
+        f"the prompt is too short: it has {budget.num_full_blocks} blocks before its observation "
+        "window, and the budget keeps at least as many"
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plan, printed for people."""
+"""Prints a plan as tables."""
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -7,33 +7,34 @@ from rich.table import Table
 
 from headkv_vllm.budgets.plan import Plan
 
-MOST_COLUMNS = 16
-"""KV heads up to which every head has a column of its own."""
+MAX_HEAD_COLUMNS = 16
+"""With more KV heads than this, the table shows the minimum, mean and maximum of each layer."""
 
 
 def print_plan(plan: Plan) -> None:
-    """Print `plan` to stdout: the totals, then what the heads of each layer keep."""
+    """Print `plan` to stdout: first the totals, then what the heads of each layer keep."""
     console = Console(highlight=False)
     _print_table(console, _totals(plan))
     if plan.reason is not None:
         console.print(f"\nnot compressed: {plan.reason}", soft_wrap=True, markup=False)
         return
     console.print(
-        f"\nblocks of {plan.block_size} tokens that each KV head keeps, besides the last "
-        f"{plan.num_tail_tokens} tokens, which all keep"
-        + (" (the prompt decides how a layer's heads share their sum):" if plan.adaptive else ":"),
+        f"\nblocks of {plan.block_size} tokens that each KV head keeps, in addition to the last "
+        f"{plan.num_tail_tokens} tokens, which every head keeps"
+        + (" (the prompt decides the split inside each layer):" if plan.adaptive else ":"),
         soft_wrap=True,
     )
-    wide = len(plan.head_blocks[0]) > MOST_COLUMNS
+    wide = len(plan.head_blocks[0]) > MAX_HEAD_COLUMNS
     _print_table(console, _layers(plan) if wide else _heads(plan))
 
 
 def _totals(plan: Plan) -> Table:
     table = _table(f"prompt of {plan.num_prompt_tokens} tokens", "HeadKV", "stock vLLM")
     stock = str(plan.num_blocks_stock)
-    table.add_row("blocks held after it", str(plan.num_blocks_held), stock)
-    table.add_row("blocks held until then", str(plan.num_blocks_prefill), stock)
-    table.add_row("KV cache after it", _size(plan.kv_bytes_held), _size(plan.kv_bytes_stock))
+    table.add_row("blocks held after prefill", str(plan.num_blocks_held), stock)
+    table.add_row("blocks held in prefill", str(plan.num_blocks_prefill), stock)
+    held = _size(plan.kv_bytes_held)
+    table.add_row("KV cache after prefill", held, _size(plan.kv_bytes_stock))
     mean = f"{plan.mean_kept_tokens:.1f}"
     table.add_row("tokens per KV head, mean", mean, str(plan.num_prompt_tokens))
     table.add_row("part of the prompt", f"{plan.kept_share:.1%}", "100.0%")
@@ -64,7 +65,7 @@ def _table(first: str, *others: str) -> Table:
 
 
 def _print_table(console: Console, table: Table) -> None:
-    """Whole, also where the console is narrower or no terminal: rich would cut numbers off."""
+    """Print `table` at its full width. In a narrow console rich would cut numbers off."""
     unbound = console.options.update(width=10_000)
     console.width = max(console.width, Measurement.get(console, unbound, table).maximum)
     console.print(table)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which KV heads each tensor-parallel rank holds."""
+"""The KV heads of each tensor-parallel rank."""
 
 
 def worker_kv_heads(num_kv_heads: int, rank: int, world_size: int) -> list[int]:
-    """The KV heads of one tensor-parallel rank, as vLLM shares them out.
+    """The KV heads of one tensor-parallel rank, as vLLM distributes them.
 
-    With fewer KV heads than ranks, `world_size / num_kv_heads` neighbouring ranks hold the same.
+    With fewer KV heads than ranks, `world_size / num_kv_heads` neighbouring ranks hold copies of
+    the same head.
     """
     if world_size > num_kv_heads:
         return [rank * num_kv_heads // world_size]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request holds of the KV cache: its row, its head-block tables, and what is kept."""
+"""The compressed KV cache: block-table rows, head-block tables, and the compression of prompts."""

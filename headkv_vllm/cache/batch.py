@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one step of the engine does with each token of its batch, on a CPU.
 
-A token is *dense*: it attends all blocks of its request, as in any paged cache; or *compressed*:
-it follows a compressed prompt, and each KV head attends its own head blocks. All tokens of a
-request without compressed blocks are dense. So are a compressed request's prompt tokens, because
-the prompt is compressed after them. The step that computes the last prompt token compresses the
-prompt and goes no further with its request: the scheduler ends a chunk there.
+A token is dense or compressed. A *dense* token attends all blocks of its request, as in any paged
+KV cache. A *compressed* token follows a compressed prompt, and each KV head attends its own head
+blocks. All tokens of a request without compressed blocks are dense. The prompt tokens of a
+compressed request are dense too, because the prompt is compressed after them. The step that
+computes the last prompt token compresses the prompt. It computes no later token of the request:
+the scheduler ends the chunk there.
 
-A batch belongs to its planner: it is valid until the planner plans the next step.
+The planner owns its batches. A batch is valid until the planner plans the next step.
 """
 
 from dataclasses import dataclass
@@ -18,14 +19,14 @@ import torch
 from headkv_vllm.cache.compression import PromptCompression
 
 Indices = slice | torch.Tensor
-"""Places in a batch: a slice where they are consecutive, which costs no copy, else [n] int64."""
+"""Indices into a batch: a slice if they are consecutive, which saves a copy, or [n] int64."""
 
 
 @dataclass(frozen=True)
 class DenseTokens:
-    """Sequences that attend all blocks of their tokens.
+    """Dense tokens: each request is one sequence, which attends all blocks of its tokens.
 
-    tokens: their places in the batch.
+    tokens: the indices of the tokens in the batch.
     query_start_loc: [num_reqs + 1] int32. seq_lens: [num_reqs] int32.
     block_table: [num_reqs, width] int32.
     """
@@ -38,15 +39,15 @@ class DenseTokens:
 
 @dataclass(frozen=True)
 class CompressedTokens:
-    """Sequences that attend head blocks: one for each (request, KV head), in this order.
+    """Compressed tokens: each (request, KV head), in this order, is one sequence of head blocks.
 
-    places: [num_tokens * H] places in the batch's queries, seen as [num_tokens * H, G, D]
-        (H KV heads of G query heads each).
-    query_start_loc: [num_reqs * H + 1] int32, of those places.
+    indices: [num_tokens * H], indices into the queries of the batch. The queries have the shape
+        [batch_tokens * H, G, head_size]: H KV heads with G query heads each.
+    query_start_loc: [num_reqs * H + 1] int32: where each sequence begins in `indices`.
     seq_lens: [L, num_reqs * H] int32. block_tables: L x [num_reqs * H, width] int32.
     """
 
-    places: Indices
+    indices: Indices
     query_start_loc: torch.Tensor
     seq_lens: torch.Tensor
     block_tables: tuple[torch.Tensor, ...]
@@ -61,10 +62,10 @@ class CompressedTokens:
 class Batch:
     """One step.
 
-    slot_mapping: [num_tokens] int64, where each token's key and value are written.
+    slot_mapping: [num_tokens] int64, where the key and the value of each token are written.
     compressions: the prompts that this step completes and compresses.
-    continues_last: the step decodes one token of the same compressed requests as the step before
-        it, with the same block tables; only slots and lengths are one larger.
+    continues_last: whether this step decodes one token of the same compressed requests as the
+        step before, with the same block tables. Then only slots and lengths differ, by one.
     """
 
     slot_mapping: torch.Tensor

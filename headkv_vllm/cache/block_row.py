@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A request's row of the block table: all that a worker knows of a request.
+"""A request's row of the block table. It holds everything that a worker knows about the request.
 
 A row is ``[T, K, policy, c_0 .. c_{K-1}, p_0, p_1, ...]``: the prompt length, the number of
-compressed blocks, the index of the request's policy in `POLICIES`, the compressed blocks, and the
-blocks of the prompt and of what is generated, in order.
+compressed blocks, the index of the request's policy in `POLICIES`, the compressed blocks, and
+the blocks of the request's tokens (prompt and generated tokens) in order.
 
-A request is *compressed* from the moment its prompt is complete. Until then its prompt is read
-from p_0, p_1, ... like that of any request. K = 0 says that it is never compressed.
+A request is *compressed* as soon as its prompt is complete. Until then, its tokens attend
+p_0, p_1, ..., as in stock vLLM. A request with K = 0 is never compressed.
 
-The scheduler's process writes rows (`BlockRow.entries`), workers read them.
+The scheduler's process writes rows (`BlockRow.entries`), and workers read them.
 """
 
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ import torch
 IntArray = npt.NDArray[np.integer[Any]]
 
 HEADER_SIZE: Final = 3
-"""Entries of a row before its first block: T, K and the policy."""
+"""The number of entries before the first block: T, K and the policy."""
 
 
 @dataclass(frozen=True)
 class BlockRow:
-    """One request's row.
+    """The row of one request.
 
     num_prompt_tokens: T. compressed_blocks: c_0 .. c_{K-1}. blocks: p_0, p_1, ...
-    policy_index: of `policies.POLICIES`.
+    policy_index: the index of the policy in `policies.POLICIES`.
     """
 
     num_prompt_tokens: int
@@ -39,34 +39,34 @@ class BlockRow:
 
     @classmethod
     def from_entries(cls, row: list[int]) -> "BlockRow":
-        """The row whose entries are `row`, as far as it is filled."""
-        length, num_compressed, policy_index, *blocks = row
+        """The row with these entries. Entries after the request's last block count as blocks."""
+        num_prompt_tokens, num_compressed, policy_index, *blocks = row
         compressed, others = blocks[:num_compressed], blocks[num_compressed:]
-        return cls(length, tuple(compressed), tuple(others), policy_index)
+        return cls(num_prompt_tokens, tuple(compressed), tuple(others), policy_index)
 
     def entries(self) -> list[int]:
-        """The row, as `from_entries` reads it."""
+        """The entries of the row, in the format that `from_entries` reads."""
         header = [self.num_prompt_tokens, len(self.compressed_blocks), self.policy_index]
         return [*header, *self.compressed_blocks, *self.blocks]
 
 
 def num_row_entries(num_compressed: int, num_blocks: int) -> int:
-    """Entries of a row with K = `num_compressed` blocks and `num_blocks` blocks of tokens."""
+    """The number of entries of a row with K = `num_compressed` and `num_blocks` other blocks."""
     return HEADER_SIZE + num_compressed + num_blocks
 
 
 def num_prompt_tokens(rows: IntArray) -> IntArray:
-    """T of each of `rows`, [num_reqs, width]: [num_reqs]."""
+    """T of each row. rows: [num_reqs, width]. Returns [num_reqs]."""
     return rows[:, 0]
 
 
 def num_compressed_blocks(rows: IntArray) -> IntArray:
-    """K of each of `rows`, [num_reqs, width]: [num_reqs]."""
+    """K of each row. rows: [num_reqs, width]. Returns [num_reqs]."""
     return rows[:, 1]
 
 
 def compressed_blocks(row: IntArray) -> IntArray:
-    """c_0 .. c_{K-1} of one row, [width]: [K]."""
+    """c_0 .. c_{K-1} of one row. row: [width]. Returns [K]."""
     blocks: IntArray = row[HEADER_SIZE : HEADER_SIZE + row[1]]
     return blocks
 
@@ -74,12 +74,12 @@ def compressed_blocks(row: IntArray) -> IntArray:
 def slot_mapping(
     rows: IntArray, request_indices: IntArray, positions: IntArray, block_size: int
 ) -> IntArray:
-    """Where the key and value of each token are written.
+    """The slots where the keys and the values of tokens are written.
 
-    rows: [num_reqs, width], one per request.
-    request_indices: [num_tokens], the row of each token's request.
-    positions: [num_tokens], each token's position in its request.
-    Returns [num_tokens] int64: slots as vLLM counts them, block * block_size + offset.
+    rows: [num_reqs, width].
+    request_indices: [num_tokens], for each token the index of its request in `rows`.
+    positions: [num_tokens], the position of each token in its request.
+    Returns [num_tokens] int64. As in vLLM, a slot is block * block_size + offset.
     """
     index, offsets = np.divmod(positions, block_size)
     first = HEADER_SIZE + num_compressed_blocks(rows)
@@ -91,8 +91,8 @@ def slot_mapping(
 def dense_block_table(block_table: torch.Tensor, num_blocks: int) -> torch.Tensor:
     """The rows without their headers and compressed blocks: p_0 .. p_{num_blocks-1}.
 
-    block_table: [num_reqs, width] int32. Returns [num_reqs, num_blocks] int32. Entries past a
-    row's own length have no meaning, as in any block table.
+    block_table: [num_reqs, width] int32. Returns [num_reqs, num_blocks] int32. Entries after the
+    last block of a request have no meaning, as in any block table.
     """
     first = HEADER_SIZE + block_table[:, 1].long()
     columns = first[:, None] + torch.arange(num_blocks)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Block tables by head: each KV head of a compressed request is a sequence of its own.
+"""Block tables of KV heads: each KV head of a compressed request is a sequence of its own.
 
-Head block ``(b, l, h)`` is the part of block `b` that belongs to layer `l` and KV head `h`. In a
-cache that stores blocks outermost, then layers, then heads, it has number ``(b*L + l)*H + h`` in
-one flat array. The K*L*H head blocks of a request's compressed blocks are allocated to its heads
-in the order of ``(l, h)``: the first n[0, 0] to head (0, 0), the next n[0, 1] to head (0, 1), ...
+Head block ``(b, l, h)`` is the part of block `b` that belongs to layer `l` and KV head `h`. The
+cache stores blocks outermost, then layers, then heads. So this head block has the index
+``(b*L + l)*H + h`` in one flat array. The compressed blocks of a request have K*L*H head blocks.
+They are allocated to the heads in the order of ``(l, h)``: the first n[0, 0] to head (0, 0), the
+next n[0, 1] to head (0, 1), and so on.
 """
 
 from typing import Final
@@ -16,9 +17,10 @@ from headkv_vllm.cache.block_row import HEADER_SIZE, IntArray
 from headkv_vllm.cache.row_allocations import RowAllocations
 
 SPARE_COLUMNS: Final = 32
-"""Added to the tables when they must grow, so that they grow rarely."""
+"""Columns that are added when the tables must grow, so that they rarely grow."""
 
-PerLayer = tuple[torch.Tensor, ...]
+LayerTables = tuple[torch.Tensor, ...]
+"""Block tables of all layers: L x [num_reqs * H, width] int32."""
 
 
 def head_seq_lens(
@@ -29,10 +31,10 @@ def head_seq_lens(
 ) -> torch.Tensor:
     """How many entries each head of a compressed request attends.
 
-    num_head_blocks: [num_reqs, L, H] int32, n: head blocks that each head keeps.
-    num_full_blocks: [num_reqs] int32, F: the prompt blocks that they replace.
-    seq_lens: [num_reqs] int32, tokens of the request.
-    Returns [L, num_reqs*H] int32: n * block_size + (seq_len - F * block_size).
+    num_head_blocks: [num_reqs, L, H] int32, n: how many head blocks each head keeps.
+    num_full_blocks: [num_reqs] int32, F: how many prompt blocks they replace.
+    seq_lens: [num_reqs] int32, the number of tokens of each request.
+    Returns [L, num_reqs * H] int32: n * block_size + (seq_len - F * block_size).
     """
     kept = num_head_blocks - num_full_blocks[:, None, None]
     return (kept * block_size + seq_lens[:, None, None]).transpose(0, 1).flatten(1).int()
@@ -45,11 +47,11 @@ def head_block_tables(
     seq_lens: torch.Tensor,
     block_size: int,
 ) -> torch.Tensor:
-    """Block tables that make each head of a compressed request a sequence of its own.
+    """Block tables in which each head of a compressed request is a sequence of its own.
 
-    Arguments as for `head_seq_lens`, and block_table: [num_reqs, width] int32.
-    Returns [L, num_reqs*H, table_width] int32, numbers of head blocks: the n[l, h] that the head
-    keeps, then those of the blocks from index F on. Entries past a head's length are 0.
+    block_table: [num_reqs, width] int32, rows. The other arguments are those of `head_seq_lens`.
+    Returns [L, num_reqs * H, table_width] int32, indices of head blocks: first the n[l, h] that
+    the head keeps, then those of the request's blocks from index F on. The rest is filled with 0.
     """
     num_reqs, num_layers, num_kv_heads = num_head_blocks.shape
     heads_per_block = num_layers * num_kv_heads
@@ -65,8 +67,8 @@ def head_block_tables(
     tail_column = first_tail[:, None, None] + index - kept
     column = HEADER_SIZE + torch.where(is_kept, head_block // heads_per_block, tail_column)
     column.clamp_(max=block_table.shape[1] - 1)
-    own = torch.arange(heads_per_block)[:, None]
-    within = torch.where(is_kept, head_block % heads_per_block, own)
+    layer_head = torch.arange(heads_per_block)[:, None]
+    within = torch.where(is_kept, head_block % heads_per_block, layer_head)
     blocks = block_table.gather(1, column.flatten(1)).view_as(column)
     tables = torch.where(index < lengths, blocks * heads_per_block + within, 0).int()
     by_layer = tables.view(num_reqs, num_layers, num_kv_heads, -1).transpose(0, 1)
@@ -74,11 +76,12 @@ def head_block_tables(
 
 
 class HeadBlockTables:
-    """Lengths and block tables of every head of the requests that decode, from step to step.
+    """The lengths and block tables of all heads of the requests that decode.
 
-    A request's tables change only when its row does, which is once in `block_size` steps. In all
-    other steps its lengths grow by one. So the tables of the last step are kept, place by place,
-    beside the rows that they were made from, and only places whose row differs are made again.
+    The tables of a request change only when its row changes, once in `block_size` steps. In all
+    other steps only its lengths grow, by one. So this class keeps the tables of the last step,
+    and the rows from which they were built. It rebuilds the tables of requests whose row differs
+    from the row that was at the same index in the last step.
     """
 
     def __init__(
@@ -87,21 +90,22 @@ class HeadBlockTables:
         self._allocations, self._block_size = allocations, block_size
         self._num_layers, self._num_kv_heads = num_layers, num_kv_heads
         self._generation = allocations.adaptive.generation
-        self._make_room(0, 0)
+        self._reset(0, 0)
 
-    def update(self, rows: IntArray, seq_lens: IntArray) -> tuple[torch.Tensor, PerLayer]:
-        """Lengths and tables for one step.
+    def update(self, rows: IntArray, seq_lens: IntArray) -> tuple[torch.Tensor, LayerTables]:
+        """The lengths and the block tables for one step.
 
-        rows: [num_reqs, width] int32. seq_lens: [num_reqs] int32, tokens of each request.
-        Returns seq_lens, [L, num_reqs * H] int32, and block tables, L x [num_reqs * H, width]
-        int32, as `head_seq_lens` and `head_block_tables` make them, but entries past a head's
-        length have no meaning. The tables are views that the next call changes.
+        rows: [num_reqs, width] int32. seq_lens: [num_reqs] int32, the tokens of each request.
+        Returns the lengths, [L, num_reqs * H] int32, and the tables, L x [num_reqs * H, width]
+        int32: those of `head_seq_lens` and `head_block_tables`, except that entries after a head's
+        length have no meaning. The tables are views, and the next call changes them.
         """
         num_reqs = len(rows)
         if num_reqs > len(self._rows) or rows.shape[1] != self._rows.shape[1]:
-            self._make_room(max(num_reqs, 2 * len(self._rows)), rows.shape[1])
+            self._reset(max(num_reqs, 2 * len(self._rows)), rows.shape[1])
         if self._generation != self._allocations.adaptive.generation:
-            # A prompt has decided what its heads keep. A row does not tell which prompt it was.
+            # A prompt has decided an allocation. The rows do not show whose prompt it was, so all
+            # tables are rebuilt.
             self._generation = self._allocations.adaptive.generation
             self._max_seq_lens[:] = 0
         is_valid = (rows == self._rows[:num_reqs]).all(1) & (
@@ -114,42 +118,42 @@ class HeadBlockTables:
         return lengths.flatten(1), self._views(num_reqs)
 
     def check_integrity(self) -> None:
-        """The stored tables are those that would be made now."""
+        """Check that the stored tables equal newly built ones."""
         (valid,) = np.nonzero(self._max_seq_lens)
         if len(valid) == 0 or self._generation != self._allocations.adaptive.generation:
             return
-        made, num_entries = self._made(self._rows[valid], self._max_seq_lens[valid])
-        tables = self._tables[:, valid].flatten(1, 2)[..., : made.shape[-1]]
-        is_used = torch.arange(made.shape[-1]) * self._block_size < num_entries[..., None]
-        assert torch.equal(tables[is_used], made[is_used])
+        built, num_entries = self._build(self._rows[valid], self._max_seq_lens[valid])
+        tables = self._tables[:, valid].flatten(1, 2)[..., : built.shape[-1]]
+        is_used = torch.arange(built.shape[-1]) * self._block_size < num_entries[..., None]
+        assert torch.equal(tables[is_used], built[is_used])
 
-    def _make_room(self, num_reqs: int, row_width: int) -> None:
-        """Begin again, with places for `num_reqs` rows."""
+    def _reset(self, num_reqs: int, row_width: int) -> None:
+        """Drop all tables, and make room for `num_reqs` rows."""
         heads = (self._num_layers, num_reqs, self._num_kv_heads)
         self._rows = np.zeros((num_reqs, row_width), dtype=np.int32)
         self._max_seq_lens = np.zeros(num_reqs, dtype=np.int32)
-        """The length up to which a request's tables are valid; 0 where there are none."""
+        """The length up to which a request's tables are valid; 0 if it has no tables."""
         self._offsets = torch.zeros(heads, dtype=torch.int32)
-        """A head's length minus its request's."""
+        """The length of each head minus the length of its request."""
         self._tables = torch.zeros((*heads, 0), dtype=torch.int32)
-        self._views_of: dict[int, PerLayer] = {}
+        self._views_of: dict[int, LayerTables] = {}
 
-    def _rebuild(self, places: IntArray, rows: IntArray, seq_lens: IntArray) -> None:
+    def _rebuild(self, indices: IntArray, rows: IntArray, seq_lens: IntArray) -> None:
         max_seq_lens = -(-seq_lens // self._block_size) * self._block_size
-        tables, num_entries = self._made(rows, max_seq_lens)
+        tables, num_entries = self._build(rows, max_seq_lens)
         width = tables.shape[-1]
         if width > self._tables.shape[-1]:
             more = width + SPARE_COLUMNS - self._tables.shape[-1]
             self._tables = torch.nn.functional.pad(self._tables, (0, more))
             self._views_of.clear()
         by_request = (len(rows), self._num_kv_heads)
-        self._tables[:, places, :, :width] = tables.unflatten(1, by_request)
+        self._tables[:, indices, :, :width] = tables.unflatten(1, by_request)
         offsets = num_entries.unflatten(1, by_request) - torch.from_numpy(max_seq_lens)[:, None]
-        self._offsets[:, places] = offsets
-        self._rows[places], self._max_seq_lens[places] = rows, max_seq_lens
+        self._offsets[:, indices] = offsets
+        self._rows[indices], self._max_seq_lens[indices] = rows, max_seq_lens
 
-    def _made(self, rows: IntArray, seq_lens: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tables [L, num_reqs * H, width] and lengths [L, num_reqs * H], from the rows alone."""
+    def _build(self, rows: IntArray, seq_lens: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tables [L, num_reqs * H, width] and lengths [L, num_reqs * H], from the rows."""
         allocations = np.stack([self._allocations.allocation(row) for row in rows])
         arrays = (allocations, self._allocations.num_full_blocks(rows), seq_lens)
         num_head_blocks, full, ends = (torch.from_numpy(array) for array in arrays)
@@ -157,7 +161,7 @@ class HeadBlockTables:
         tables = head_block_tables(block_table, num_head_blocks, full, ends, size)
         return tables, head_seq_lens(num_head_blocks, full, ends, size)
 
-    def _views(self, num_reqs: int) -> PerLayer:
+    def _views(self, num_reqs: int) -> LayerTables:
         if num_reqs not in self._views_of:
             shape = (self._num_layers, num_reqs * self._num_kv_heads, self._tables.shape[-1])
             self._views_of[num_reqs] = self._tables[:, :num_reqs].view(shape).unbind()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans a step on a CPU: what each token of the batch does, as the rows of its requests say.
+"""Plans a step on a CPU: it reads the rows of the requests, and decides what each token does.
 
-What concerns requests and tokens is computed in NumPy. Its calls on a handful of numbers cost a
-fraction of torch's, and such calls are what a decode step's planning consists of.
+Per-request and per-token arrays are NumPy arrays. A decode step needs many calls on small arrays,
+and such calls are much faster in NumPy than in torch.
 """
 
 from dataclasses import replace
@@ -29,7 +29,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 class BatchPlanner:
-    """Plans steps for one worker: L layers with H KV heads each, both of this worker alone."""
+    """Plans the steps of one worker. L and H are this worker's own layers and KV heads."""
 
     def __init__(
         self,
@@ -50,9 +50,9 @@ class BatchPlanner:
     ) -> Batch:
         """Plan one step.
 
-        block_table: [num_reqs, width] int32 rows. query_start_loc: [num_reqs + 1] int32.
+        block_table: [num_reqs, width] int32, rows. query_start_loc: [num_reqs + 1] int32.
         seq_lens: [num_reqs] int32, the tokens of each request up to the end of this step.
-        No step completes a prompt that is to be compressed and goes on with its request.
+        A step that completes a prompt to compress must not compute later tokens of the request.
         """
         rows, starts, ends = (t.numpy() for t in (block_table, query_start_loc, seq_lens))
         if self._decode_run and (batch := self._decode_run.next(rows, starts, ends)):
@@ -77,7 +77,7 @@ class BatchPlanner:
         )
 
     def check_integrity(self) -> None:
-        """The tables kept between steps are right."""
+        """Check the tables that are kept between steps."""
         self._tables.check_integrity()
 
     def _dense(
@@ -116,10 +116,10 @@ class BatchPlanner:
         return dense_block_table(block_table, -(-int(seq_lens.max()) // self._block_size))
 
     def _all_compressed(self, rows: IntArray, seq_lens: IntArray) -> CompressedTokens:
-        """Every request decodes one token, and nothing else is in the batch."""
-        num_rows = len(rows) * self._num_kv_heads
-        starts = torch.arange(num_rows + 1, dtype=torch.int32)
-        return CompressedTokens(slice(0, num_rows), starts, *self._tables.update(rows, seq_lens))
+        """The tokens of a batch in which every request decodes one compressed token."""
+        num_seqs = len(rows) * self._num_kv_heads
+        starts = torch.arange(num_seqs + 1, dtype=torch.int32)
+        return CompressedTokens(slice(0, num_seqs), starts, *self._tables.update(rows, seq_lens))
 
     def _compressed(
         self, rows: IntArray, seq_lens: IntArray, query_lens: IntArray, is_compressed: BoolArray
@@ -129,11 +129,11 @@ class BatchPlanner:
         lengths, tables = self._tables.update(rows[is_compressed], seq_lens[is_compressed])
         num_tokens = query_lens[is_compressed]
         starts = _start_loc(num_tokens.repeat(self._num_kv_heads))
-        places = self._places(np.flatnonzero(is_compressed.repeat(query_lens)), num_tokens)
-        return CompressedTokens(places, starts, lengths, tables)
+        tokens = np.flatnonzero(is_compressed.repeat(query_lens))
+        return CompressedTokens(self._head_indices(tokens, num_tokens), starts, lengths, tables)
 
-    def _places(self, tokens: IntArray, num_tokens: IntArray) -> Indices:
-        """The places token * H + head, in the order of (request, head, token)."""
+    def _head_indices(self, tokens: IntArray, num_tokens: IntArray) -> Indices:
+        """The indices token * H + head, in the order of (request, head, token)."""
         num_kv_heads = self._num_kv_heads
         if num_tokens.max() == 1:
             return _indices((tokens[:, None] * num_kv_heads + np.arange(num_kv_heads)).ravel())
@@ -147,7 +147,8 @@ class BatchPlanner:
         lengths = num_prompt_tokens(rows)
         completes = (computed < lengths) & (seq_lens >= lengths)
         requests = np.flatnonzero(completes & (num_compressed_blocks(rows) > 0)).tolist()
-        assert (seq_lens[requests] == lengths[requests]).all(), "a step goes on after its prompt"
+        is_end = seq_lens[requests] == lengths[requests]
+        assert is_end.all(), "a chunk ends with a prompt that is compressed"
         return tuple(
             prompt_compression(
                 rows[request, :HEADER_SIZE],
@@ -162,26 +163,27 @@ class BatchPlanner:
 
 
 class _DecodeRun:
-    """Steps that decode one token of each of the same compressed requests, and nothing else.
+    """Consecutive steps that decode one token of each of the same compressed requests.
 
-    Most steps are like the one before: the same requests, a token each, and room for it in their
-    last blocks. Then only slots and lengths change, by one, and the block tables still hold.
+    Most steps are like the step before: each of the same requests decodes one token, and its last
+    block has room for the token. Then only slots and lengths change, by one, and the block tables
+    stay valid.
     """
 
     def __init__(
         self, batch: Batch, rows: IntArray, starts: IntArray, seq_lens: IntArray, block_size: int
     ) -> None:
         """batch: of the first step. rows: [num_reqs, width]. seq_lens: [num_reqs].
+        starts: [num_reqs + 1], the step's `query_start_loc`.
 
-        starts: [num_reqs + 1], the step's `query_start_loc`. The arrays are copied, because vLLM
-        reuses their memory for the next step.
+        The arrays are copied, because vLLM reuses their memory for the next step.
         """
         self._batch = batch
         self._rows, self._starts, self._seq_lens = rows.copy(), starts.copy(), seq_lens.copy()
         self._max_seq_lens = -(-seq_lens // block_size) * block_size
 
     def next(self, rows: IntArray, starts: IntArray, seq_lens: IntArray) -> Batch | None:
-        """The batch of the next step; None when the run has ended."""
+        """The batch of the next step; None if the next step is of another kind."""
         next_lens = self._seq_lens + 1
         if (
             rows.shape != self._rows.shape
@@ -205,7 +207,7 @@ class _DecodeRun:
 
 
 def _tokens(starts: IntArray, computed: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:
-    """Each token's request and its position there: two of [num_tokens]."""
+    """The request of each token, and its position in the request: two arrays of [num_tokens]."""
     num_reqs, num_tokens = len(ends), int(starts[-1])
     if num_tokens == num_reqs:  # every request decodes one token
         return np.arange(num_reqs), computed
@@ -213,16 +215,16 @@ def _tokens(starts: IntArray, computed: IntArray, ends: IntArray) -> tuple[IntAr
     return requests, np.arange(num_tokens) - (starts[:-1] - computed)[requests]
 
 
-def _indices(places: IntArray) -> Indices:
-    """`places` as a slice where each is the one before it plus one."""
-    first, num_places = int(places[0]), len(places)
-    if int(places[-1]) - first + 1 == num_places and (np.diff(places) == 1).all():
-        return slice(first, first + num_places)
-    return torch.from_numpy(places)
+def _indices(indices: IntArray) -> Indices:
+    """`indices` as a slice if they are consecutive, or as a tensor."""
+    first, num_indices = int(indices[0]), len(indices)
+    if int(indices[-1]) - first + 1 == num_indices and (np.diff(indices) == 1).all():
+        return slice(first, first + num_indices)
+    return torch.from_numpy(indices)
 
 
 def _start_loc(lengths: IntArray) -> torch.Tensor:
-    """[n] lengths to [n + 1] int32 starts."""
+    """The cumulative sum of lengths [n]: [n + 1] int32, from 0."""
     starts = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=starts[1:])
     return torch.from_numpy(starts)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which positions each head keeps.
+"""Selects the positions that each head keeps.
 
-The selection of SnapKV (arXiv 2404.14469), which HeadKV (arXiv 2410.19258) uses unchanged: the
-queries of the observation window, the prompt's last tokens, vote on all earlier positions. HeadKV
-decides only *how many* positions a head keeps.
+The selection is that of SnapKV (arXiv 2404.14469). HeadKV (arXiv 2410.19258) uses it unchanged,
+and only decides *how many* positions a head keeps. The observation window is the last tokens of
+the prompt. The attention of its queries to all earlier positions decides which ones are kept.
 
-All functions work on the KV heads of one or more layers at once, on a CPU or a GPU. None of them
-reads a value of a GPU's tensor on the host, except `count_best`, which says so.
+All functions work on the KV heads of one or more layers at once, on a CPU or a GPU. On a GPU the
+host waits for the device in `count_best` only.
 """
 
 from collections.abc import Iterable
@@ -31,15 +31,16 @@ def window_attention(
     logits_soft_cap: torch.Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> torch.Tensor:
-    """The attention that the window pays to every position, reduced per KV head.
+    """The attention of the observation window to every position, reduced to one value per KV head.
 
-    query: [heads, G, window, head_size], of the prompt's last `window` tokens, for each KV head
-        those of its G query heads.
-    keys: of the whole prompt, the window included, in pieces of [heads, head_size, n], so that a
-        prompt's keys need never be in one place; what follows num_tokens is left out.
+    query: [heads, G, window, head_size], of the prompt's last `window` tokens. G is the number of
+        query heads per KV head.
+    keys: tiles of [heads, head_size, n], which together hold the keys of the whole prompt,
+        observation window included. Tiles avoid a copy of all keys. Keys after `num_tokens` are
+        ignored.
     scale, logits_soft_cap: of the attention layers; numbers, or [heads, 1, 1] float32.
     Returns [heads, num_tokens] float32: the softmax over all keys, causal inside the window, and
-    of it the mean or the maximum over the window's queries and the KV head's query heads.
+        then the mean or the maximum over the window's queries and the KV head's query heads.
     """
     window = query.shape[2]
     logits = _logits(query.flatten(1, 2), keys, num_tokens).mul_(scale)
@@ -54,29 +55,30 @@ def window_attention(
 
 
 def _logits(query: torch.Tensor, keys: Iterable[torch.Tensor], num_tokens: int) -> torch.Tensor:
-    """[heads, num_queries, num_tokens] float32, for query [heads, num_queries, head_size]."""
+    """query: [heads, num_queries, head_size]. Returns [heads, num_queries, num_tokens] float32."""
     logits = torch.empty(*query.shape[:2], num_tokens, device=query.device)
     start = 0
     for key in keys:
         end = min(start + key.shape[-1], num_tokens)
-        logits[..., start:end] = _products(query, key[..., : end - start])
+        logits[..., start:end] = _matmul(query, key[..., : end - start])
         start = end
     assert start == num_tokens
     return logits
 
 
-def _products(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """query @ key in float32, whatever their type: [heads, num_queries, n]."""
+def _matmul(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """query @ key in float32, for any dtype of the two: [heads, num_queries, n]."""
     if query.is_cuda and query.dtype == key.dtype != torch.float32:
         return torch.bmm(query, key, out_dtype=torch.float32)
     return torch.bmm(query.float(), key.float())
 
 
 def pool(attention: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """Smooth `attention` over neighbouring positions, so that what is kept comes in runs.
+    """Pool `attention` over neighbouring positions, so that heads keep runs of positions.
 
-    attention: [heads, num_tokens] float32, non-negative. Returns the same shape: maximum or mean
-    over `settings.kernel_size` positions; beyond both ends stand zeros.
+    attention: [heads, num_tokens] float32, >= 0.
+    Returns the same shape: the maximum or the mean over `settings.kernel_size` positions. Both
+    ends are padded with zeros.
     """
     padding = settings.kernel_size // 2
     if settings.pooling == "max":
@@ -87,18 +89,20 @@ def pool(attention: torch.Tensor, settings: Settings) -> torch.Tensor:
 
 
 def value_norms(value: torch.Tensor) -> torch.Tensor:
-    """How much each value can add to the output: its L1 norm, [...] float32 for [..., head_size].
+    """The L1 norm of each value. value: [..., head_size]. Returns [...] float32.
 
-    Attention times this norm is the idea of CriticalKV (arXiv 2502.03805). There the value first
-    goes through its head's part of the output projection, which a KV cache does not know.
+    CriticalKV (arXiv 2502.03805) multiplies attention by this norm, because a large value adds
+    more to the output. In the paper the value first goes through its head's part of the output
+    projection. A KV cache does not have this projection.
     """
     return value.float().abs().sum(-1)
 
 
 def recency(num_positions: int, sink: int, device: torch.device) -> torch.Tensor:
-    """Scores [num_positions] float32: the first `sink` positions are best, then the last.
+    """Scores for StreamingLLM (arXiv 2309.17453), which needs no attention.
 
-    What StreamingLLM (arXiv 2309.17453) keeps: it needs no attention.
+    Returns [num_positions] float32: the first `sink` positions have the highest score, and the
+    scores of the others grow with the position.
     """
     scores = torch.arange(num_positions, dtype=torch.float32, device=device)
     scores[:sink] = num_positions
@@ -106,13 +110,14 @@ def recency(num_positions: int, sink: int, device: torch.device) -> torch.Tensor
 
 
 def count_best(scores: torch.Tensor, num_best: int) -> npt.NDArray[np.int64]:
-    """How many of the `num_best` highest `scores` [num_kv_heads, num_tokens] each head has.
+    """How many of the `num_best` highest scores each head has. The host waits for a GPU.
 
-    Returns [num_kv_heads] int64, with a sum of num_best. Heads share the places that are left
-    for equal scores in proportion to how many of these they have. Waits for a GPU.
+    scores: [num_kv_heads, num_tokens]. Returns [num_kv_heads] int64, with a sum of num_best. If
+    several scores equal the lowest of the best, each head gets a part of the remaining count, in
+    proportion to how many of these scores it has.
     """
-    lowest = torch.kthvalue(scores.flatten(), scores.numel() - num_best + 1).values
-    is_above, is_equal = scores > lowest, scores == lowest
+    threshold = torch.kthvalue(scores.flatten(), scores.numel() - num_best + 1).values
+    is_above, is_equal = scores > threshold, scores == threshold
     above, equal = torch.stack((is_above.sum(1), is_equal.sum(1))).cpu().numpy()
     counts: npt.NDArray[np.int64] = above + largest_remainder(equal, num_best - int(above.sum()))
     return counts
@@ -121,15 +126,16 @@ def count_best(scores: torch.Tensor, num_best: int) -> npt.NDArray[np.int64]:
 def top_positions(
     scores: torch.Tensor, num_kept: npt.NDArray[np.integer]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The positions of the highest scores of each head, as many as each head keeps.
+    """The positions of the highest scores of each head.
 
-    scores: [heads, num_tokens]. num_kept: [heads], at most num_tokens each.
-    Returns (heads, positions), both [sum(num_kept)] int64: head by head, positions ascending.
-    Of positions with the same score, as max-pooling makes them, the earlier ones are kept.
+    scores: [heads, num_tokens]. num_kept: [heads], how many positions each head keeps, at most
+        num_tokens.
+    Returns (heads, positions), both [sum(num_kept)] int64, sorted by head and then by position.
+    Max-pooling makes many scores equal. Of equal scores, the earlier positions are kept.
     """
     device, (num_heads, num_tokens) = scores.device, scores.shape
     kept = on_device(num_kept.astype(np.int64), device)
-    # A broken model's scores are not numbers; they count as nothing.
+    # The scores of a broken model may be NaN. They count as 0.
     order = scores.nan_to_num(0.0).argsort(dim=1, descending=True, stable=True)
     order = order[:, : int(num_kept.max())]
     rank = torch.arange(order.shape[1], device=device)
@@ -141,7 +147,7 @@ def top_positions(
 
 
 def on_device(values: npt.NDArray[np.integer], device: torch.device) -> torch.Tensor:
-    """A copy of `values` on `device`, which the host does not wait for."""
+    """A copy of `values` on `device`. The host does not wait for the copy."""
     tensor = torch.from_numpy(values)
     if device.type != "cuda":
         return tensor.to(device)

@@ -15,7 +15,8 @@ from headkv_vllm.version import tool_version
 class ShownPolicy(BaseModel):
     """A policy that a request may ask for.
 
-    uses_scores: it shares budgets out by head scores. adaptive: the prompt has a say in it too.
+    uses_scores: whether it allocates budgets by head scores.
+    adaptive: whether the prompt decides how a layer's budget is split among its heads.
     """
 
     name: PolicyName
@@ -24,19 +25,21 @@ class ShownPolicy(BaseModel):
 
 
 class ShownConfig(BaseModel):
-    """A served model, in vLLM's words, and the settings that its requests start from.
+    """A served model, and the settings that its requests start from.
 
-    models: the names that requests may use. block_bytes: of one vLLM block, over all layers and
-    KV heads of all ranks. num_blocks: of all engines behind this server, each one's unused first
-    block included; null where the server was not told. least_budget: in tokens; 0 (off) aside.
-    settings.scores: a score file shows without its folder.
+    models: the names that requests may use.
+    block_bytes: the bytes of one vLLM block, over all layers and the KV heads of all ranks.
+    num_blocks: the blocks of all engines behind this server, including the first block of each
+        engine, which vLLM never uses. null if the server does not know it.
+    min_allowed_budget: the smallest budget above 0 that a request may ask for, in tokens.
+    settings.scores: the name of the score file without its folder.
     """
 
     version: str
     vllm_version: str
     models: tuple[str, ...]
     settings: Settings
-    least_budget: int
+    min_allowed_budget: int
     policies: tuple[ShownPolicy, ...]
     num_layers: int
     num_kv_heads: int
@@ -58,7 +61,7 @@ class ShownConfig(BaseModel):
             vllm_version=served.vllm_version,
             models=served.names,
             settings=_without_folder(served.settings),
-            least_budget=served.settings.least_budget,
+            min_allowed_budget=served.settings.min_allowed_budget,
             policies=_policies(served.settings),
             num_layers=num_layers,
             num_kv_heads=num_kv_heads,

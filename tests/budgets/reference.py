@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`budgets.allocation` and `budgets.adaptive` with fractions, one head and one block at a time.
+"""Plain reference of `budgets.allocation` and `budgets.adaptive`: fractions and loops over heads.
 
-Each function has the name of the one that it stands for.
+Each function has the name of the function that it is compared with.
 """
 
 from fractions import Fraction
@@ -10,15 +10,15 @@ from math import floor
 import numpy as np
 
 from headkv_vllm.budgets.adaptive import SAFEGUARD
-from headkv_vllm.budgets.allocation import MAX_WEIGHT, Bounds, FloatArray, HeadBlocks, IntArray
+from headkv_vllm.budgets.allocation import MAX_WEIGHT, Allocation, Bounds, FloatArray, IntArray
 
 
-def allocate(shares: FloatArray, total: int, bounds: Bounds) -> HeadBlocks:
+def allocate(shares: FloatArray, total: int, bounds: Bounds) -> Allocation:
     weights = [Fraction(weight) for weight in integer_weights(shares)]
     return allocate_by_weight(weights, total, bounds).reshape(shares.shape)
 
 
-def allocate_by_weight(weights: list[Fraction], total: int, bounds: Bounds) -> HeadBlocks:
+def allocate_by_weight(weights: list[Fraction], total: int, bounds: Bounds) -> Allocation:
     level = _level(weights, total, bounds)
     exact = [_clipped(level * weight, bounds) for weight in weights]
     blocks = [floor(blocks) for blocks in exact]
@@ -38,21 +38,24 @@ def _clipped(blocks: Fraction, bounds: Bounds) -> Fraction:
 
 
 def _level(weights: list[Fraction], total: int, bounds: Bounds) -> Fraction:
-    """The c with sum(clip(c * weight)) == total: between bounds that a head meets, it is a line."""
+    """The c with sum(clip(c * weight)) == total.
+
+    The sum is linear in c between two values at which a head reaches one of its bounds.
+    """
 
     def filled(level: Fraction) -> Fraction:
         return sum((_clipped(level * weight, bounds) for weight in weights), Fraction(0))
 
-    meets = sorted({b / w for w in weights for b in (bounds.min, bounds.max)})
-    if filled(meets[-1]) == total:
-        return meets[-1]
-    below = max(level for level in meets if filled(level) <= total)
-    above = min(level for level in meets if filled(level) > total)
+    knots = sorted({b / w for w in weights for b in (bounds.min, bounds.max)})
+    if filled(knots[-1]) == total:
+        return knots[-1]
+    below = max(level for level in knots if filled(level) <= total)
+    above = min(level for level in knots if filled(level) > total)
     slope = (filled(above) - filled(below)) / (above - below)
     return below + (total - filled(below)) / slope
 
 
-def split_layer(counts: IntArray, total: int, bounds: Bounds) -> HeadBlocks:
+def split_layer(counts: IntArray, total: int, bounds: Bounds) -> Allocation:
     num_pairs = sum(counts.tolist())
     shares = [
         SAFEGUARD / len(counts) + (1 - SAFEGUARD) * Fraction(count, num_pairs)

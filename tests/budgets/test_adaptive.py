@@ -22,7 +22,7 @@ def layers(draw):
 
 @hypothesis_settings(deadline=None, max_examples=300)
 @given(layers())
-def test_a_split_is_that_of_the_reference(layer):
+def test_a_split_equals_the_reference(layer):
     assert split_layer(*layer).tolist() == reference.split_layer(*layer).tolist()
 
 
@@ -38,7 +38,7 @@ def test_every_block_of_the_layer_is_split_within_the_bounds(layer):
 
 @hypothesis_settings(deadline=None)
 @given(layers())
-def test_a_head_with_more_of_the_best_gets_no_fewer_blocks(layer):
+def test_a_head_with_more_of_the_best_pairs_gets_at_least_as_many_blocks(layer):
     counts, total, bounds = layer
     split = split_layer(counts, total, bounds)
     assert (np.diff(split[np.argsort(-counts, kind="stable")]) <= 0).all()
@@ -53,12 +53,12 @@ def test_equal_counts_are_split_evenly(num_heads, count, mean):
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
-        # A fifth of 40 blocks is shared evenly, two each; 32 go by count.
+        # A fifth of 40 blocks is split evenly, two for each head. The other 32 go by count.
         ([640, 0, 0, 0], [34, 2, 2, 2]),
         ([320, 160, 160, 0], [18, 10, 10, 2]),
     ],
 )
-def test_a_fifth_is_every_heads_own(counts, expected):
+def test_a_fifth_of_the_blocks_is_split_evenly(counts, expected):
     assert split_layer(np.array(counts), 40, Bounds(1, 100)).tolist() == expected
 
 

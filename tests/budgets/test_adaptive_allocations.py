@@ -10,7 +10,7 @@ SHAPE = (2, 3)
 
 
 def compress(adaptive, blocks, seed=0):
-    """A prompt decides; returns n."""
+    """Record a random allocation n of a prompt. Returns n."""
     rng = np.random.default_rng(seed)
     total = len(blocks) * SHAPE[1]
     splits = [rng.multinomial(total - SHAPE[1], [1 / 3] * 3) for _ in range(SHAPE[0])]
@@ -19,7 +19,7 @@ def compress(adaptive, blocks, seed=0):
     return allocation
 
 
-def test_what_a_prompt_decided_is_found_by_its_blocks():
+def test_an_allocation_is_found_by_its_blocks():
     adaptive = AdaptiveAllocations()
     expected = {b: compress(adaptive, b, b[0]) for b in ((5, 6), (9,), (2, 8, 1))}
     for blocks, allocation in expected.items():
@@ -38,7 +38,7 @@ def test_a_block_that_is_used_again_evicts_the_entry_that_it_was_part_of():
     adaptive.check_integrity()
 
 
-def test_a_request_in_a_part_of_anothers_blocks_does_not_read_its_allocation():
+def test_a_request_with_some_of_anothers_blocks_does_not_read_its_allocation():
     adaptive = AdaptiveAllocations()
     compress(adaptive, (1, 2, 3))
     with pytest.raises(AssertionError):
@@ -46,8 +46,8 @@ def test_a_request_in_a_part_of_anothers_blocks_does_not_read_its_allocation():
 
 
 @given(st.data())
-def test_a_pool_that_is_used_again_and_again(data):
-    """Requests come, and end without a word; those that live always find their own."""
+def test_every_request_finds_its_own_allocation_in_a_pool_that_is_reused(data):
+    """Requests arrive and end. Every live request always finds its own allocation."""
     adaptive, free, own = AdaptiveAllocations(), list(range(12)), {}
     for seed in range(data.draw(st.integers(1, 25))):
         if own and data.draw(st.booleans()):

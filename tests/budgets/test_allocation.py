@@ -32,7 +32,7 @@ def block_counts(draw):
 
 @hypothesis_settings(deadline=None)
 @given(shares=share_arrays(), counts=block_counts(), data=st.data())
-def test_allocation_is_that_of_the_reference(shares, counts, data):
+def test_an_allocation_equals_the_reference(shares, counts, data):
     low, _, high = counts
     total = data.draw(st.integers(low * shares.size, high * shares.size))
     allocation = allocate(shares, total, Bounds(low, high))
@@ -48,7 +48,7 @@ def test_allocation_is_that_of_the_reference(shares, counts, data):
     beta=st.floats(1.001, 50),
     policy=st.sampled_from(list(POLICIES)),
 )
-def test_every_block_is_dealt_out_within_the_bounds(scores, counts, beta, policy):
+def test_every_block_is_allocated_within_the_bounds(scores, counts, beta, policy):
     low, num_blocks, high = counts
     budget = RequestBudget(0, num_blocks, high, policy)
     allocation = allocate_head_blocks(scores, budget, Settings(beta=beta, min_blocks=low))
@@ -60,7 +60,7 @@ def test_every_block_is_dealt_out_within_the_bounds(scores, counts, beta, policy
 
 @hypothesis_settings(deadline=None)
 @given(scores=share_arrays(), counts=block_counts())
-def test_a_higher_score_gets_no_less_but_for_rounding(scores, counts):
+def test_a_higher_score_gets_at_least_as_many_blocks_up_to_rounding(scores, counts):
     low, num_blocks, high = counts
     settings = Settings(min_blocks=low)
     allocation = allocate_head_blocks(scores, RequestBudget(0, num_blocks, high), settings)
@@ -91,17 +91,17 @@ def test_the_largest_remainders_get_what_rounding_leaves():
 
 
 def test_what_a_capped_head_cannot_use_goes_to_the_others_by_share():
-    # The first head is capped at 10; the other 30 blocks are shared 3:2:1.
+    # The first head gets its maximum of 16. The other 24 blocks are split 3:2:1.
     assert allocate(np.array([[94.0, 3.0, 2.0, 1.0]]), 40, Bounds(1, 16)).tolist() == [
         [16, 12, 8, 4]
     ]
 
 
-def test_what_lifts_a_head_to_the_minimum_comes_from_the_others_by_share():
+def test_what_raises_a_head_to_the_minimum_comes_from_the_others_by_share():
     assert allocate(np.array([[0.1, 8.0, 4.0, 0.0]]), 20, Bounds(1, 16)).tolist() == [[1, 12, 6, 1]]
 
 
-def test_heads_without_a_share_take_what_all_others_are_full_for():
+def test_heads_without_a_share_get_blocks_when_all_others_are_full():
     assert allocate(np.array([[1.0, 0.0, 0.0]]), 9, Bounds(1, 5)).tolist() == [[5, 2, 2]]
 
 
@@ -110,7 +110,7 @@ def test_uniform_scores_give_every_head_k_blocks():
     assert (allocation == 7).all()
 
 
-def test_a_tensor_parallel_rank_deals_out_its_own_blocks():
+def test_a_tensor_parallel_rank_allocates_its_own_blocks():
     scores = np.random.default_rng(0).random((4, 8)) ** 8
     for rank in range(2):
         own = scores[:, rank * 4 : rank * 4 + 4]
@@ -121,7 +121,7 @@ def test_a_tensor_parallel_rank_deals_out_its_own_blocks():
 
 @pytest.mark.parametrize("shape", [(32, 8), (80, 8), (64, 64)])
 @pytest.mark.parametrize("power", [1, 8, 100])
-def test_large_models_are_dealt_out_exactly(shape, power):
+def test_blocks_of_large_models_are_allocated_exactly(shape, power):
     scores = np.random.default_rng(0).random(shape) ** power
     allocation = allocate_head_blocks(scores, RequestBudget(0, 8191, 65535), Settings(min_blocks=2))
     assert allocation.sum(dtype=np.int64) == 8191 * scores.size
@@ -130,7 +130,7 @@ def test_large_models_are_dealt_out_exactly(shape, power):
 
 
 @pytest.mark.parametrize("counts", [(0, 4, 4), (3, 5, 4), (1, 9, 4), (4, 8, 4)])
-def test_blocks_that_cannot_be_dealt_out_are_a_callers_mistake(counts):
+def test_blocks_that_do_not_fit_the_bounds_fail_an_assertion(counts):
     low, total, high = counts
     with pytest.raises(AssertionError):
         allocate(np.ones((1, 2)), total, Bounds(low, high))
@@ -153,7 +153,7 @@ def test_an_adaptive_policy_fixes_the_layers_and_estimates_an_even_split(scores,
     weights=st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(any),
     total=st.integers(0, 100),
 )
-def test_remainders_keep_the_sum_and_stray_less_than_one(weights, total):
+def test_largest_remainder_keeps_the_sum_and_differs_by_less_than_one(weights, total):
     allocation = largest_remainder(np.array(weights), total)
     assert allocation.sum() == total
     exact = np.array(weights) * total / sum(weights)

@@ -9,8 +9,8 @@ from headkv_vllm.cache.block_row import num_row_entries
 from headkv_vllm.config import Settings
 
 
-def most_of_all_lengths(settings, max_length, block_size):
-    """The most compressed blocks of any prompt length, by trying each."""
+def max_of_all_lengths(settings, max_length, block_size):
+    """The maximum number of compressed blocks, found by trying every prompt length."""
     lengths = range(1, max_length + 1)
     return max(request_budget(settings, n, block_size).num_compressed_blocks for n in lengths)
 
@@ -31,11 +31,11 @@ def most_of_all_lengths(settings, max_length, block_size):
     ids=str,
 )
 @pytest.mark.parametrize("block_size", [1, 16, 32])
-def test_no_prompt_has_more_compressed_blocks(mapping, block_size):
+def test_no_prompt_has_more_compressed_blocks_than_the_bound(mapping, block_size):
     settings = Settings.parse(mapping)
     for max_length in (1, 7, 8, 9, 100, 143, 144, 145, 1039, 1040, 1500):
         bound = max_compressed_blocks(settings, max_length, block_size)
-        assert bound >= most_of_all_lengths(settings, max_length, block_size)
+        assert bound >= max_of_all_lengths(settings, max_length, block_size)
 
 
 @hypothesis_settings(deadline=None)
@@ -47,7 +47,7 @@ def test_no_prompt_has_more_compressed_blocks(mapping, block_size):
     ratio=st.floats(0.001, 1),
     min_blocks=st.integers(1, 5),
 )
-def test_the_width_of_a_row_suffices_for_every_request(
+def test_a_row_is_wide_enough_for_every_request(
     max_length, block_size, window, extra, ratio, min_blocks
 ):
     amount = {"ratio": ratio} if extra is None else {"budget": window + extra if extra else 0}
@@ -56,7 +56,7 @@ def test_the_width_of_a_row_suffices_for_every_request(
     width = num_row_entries(bound, -(-max_length // block_size))
     for length in range(1, max_length + 1):
         budget = request_budget(settings, length, block_size)
-        # The request may go on to generate until the longest sequence is full.
+        # The request may generate until it has the maximum length.
         entries = num_row_entries(budget.num_compressed_blocks, -(-max_length // block_size))
         assert entries <= width
 
@@ -80,8 +80,8 @@ def test_the_bound_in_blocks_of_16_tokens(mapping, max_length, expected):
 
 
 def test_a_budget_reserves_no_more_than_its_own_blocks():
-    """The bound is met, not just safe: room in the pool is set aside by it."""
+    """The bound is tight. vLLM reserves this many blocks in the pool."""
     for mapping in ({"budget": 128}, {"budget": 9, "min_blocks": 2}):
         settings = Settings.parse(mapping)
         bound = max_compressed_blocks(settings, 2000, 16)
-        assert bound == most_of_all_lengths(settings, 2000, 16)
+        assert bound == max_of_all_lengths(settings, 2000, 16)

@@ -30,23 +30,23 @@ def plan(settings, num_prompt_tokens, block_size=32, scores=None, ranks=1):
     ("settings", "num_prompt_tokens", "num_blocks", "tail", "mean"),
     [
         # ratio 1/8 of 2000 is 250: K = (250 - 8) // 32 = 7, F = 1992 // 32 = 62, 63 blocks in all.
-        # As tests/engine/test_memory.py sees the engine hold them: 7 + 63, then 7 + 63 - 62.
+        # tests/engine/test_memory.py sees the same numbers in an engine: 7 + 63, then 7 + 63 - 62.
         ({"ratio": 1 / 8}, 2000, (7, 62, 8, 70, 63), 16, 7 * 32 + 16),
-        # One token more than 62 blocks and a window: the tail begins a block of its own.
+        # 62 blocks, the window and one token: the tail begins with a new block.
         ({"ratio": 1 / 8}, 1993, (7, 62, 8, 70, 63), 9, 7 * 32 + 9),
-        # The prompt ends with a block, so that the window and the tail are in one block.
+        # The prompt ends with its last block, so the tail and its window are in one block.
         ({"ratio": 1 / 8}, 2016, (7, 62, 8, 70, 63), 32, 7 * 32 + 32),
-        # The tail reaches over the end of a block.
+        # The tail is in two blocks.
         ({"ratio": 1 / 8}, 2020, (7, 62, 9, 71, 64), 36, 7 * 32 + 36),
         ({"budget": 128}, 1000, (3, 31, 4, 35, 32), 8, 3 * 32 + 8),
         ({"budget": 9, "min_blocks": 5}, 1000, (5, 31, 6, 37, 32), 8, 5 * 32 + 8),
-        # 71 tokens at ratio 1/8: K = 1 is no less than F = 1.
+        # 71 tokens at ratio 1/8: K = 1 is not below F = 1.
         ({"ratio": 1 / 8}, 71, (0, 1, 3, 3, 3), 39, 71),
         ({"budget": 0}, 1000, (0, 31, 32, 32, 32), 8, 1000),
         ({"budget": 1024}, 1, (0, 0, 1, 1, 1), 1, 1),
     ],
 )
-def test_counts_worked_out_by_hand(settings, num_prompt_tokens, num_blocks, tail, mean):
+def test_counts_that_were_computed_by_hand(settings, num_prompt_tokens, num_blocks, tail, mean):
     made = plan(settings, num_prompt_tokens)
     assert num_blocks == (
         made.num_compressed_blocks,
@@ -71,12 +71,14 @@ def test_bytes_of_the_needle_model():
     ("settings", "num_prompt_tokens", "reason"),
     [
         ({"budget": 0}, 5000, "the budget is 0"),
-        ({}, 1000, "the prompt is too short to gain: the blocks before its window (31)"),
-        ({"ratio": 1.0}, 5000, "the blocks before its window (156)"),
-        ({"budget": 128, "min_blocks": 40}, 1000, "the blocks before its window (31)"),
+        ({}, 1000, "the prompt is too short: it has 31 blocks before"),
+        ({"ratio": 1.0}, 5000, "it has 156 blocks before its observation window"),
+        ({"budget": 128, "min_blocks": 40}, 1000, "it has 31 blocks before its observation window"),
     ],
 )
-def test_a_request_that_is_left_alone_keeps_all_and_says_why(settings, num_prompt_tokens, reason):
+def test_a_request_that_is_not_compressed_keeps_everything_and_says_why(
+    settings, num_prompt_tokens, reason
+):
     made = plan(settings, num_prompt_tokens)
     assert not made.compressed and made.reason is not None and reason in made.reason
     assert made.num_blocks_held == made.num_blocks_prefill == made.num_blocks_stock
@@ -89,20 +91,22 @@ def test_the_policy_chooses_the_head_blocks():
     uniform = plan({"budget": 128, "policy": "uniform"}, 1000, scores=scores)
     headkv = plan({"budget": 128}, 1000, scores=scores)
     assert uniform.head_blocks == ((3, 3), (3, 3))
-    # Base 3 - 3/1.2 = 0.5 is lifted to 1 block; the head that scores gets what is left of 12.
+    # The base 3 - 3/1.2 = 0.5 is raised to 1 block. The head with a score gets the rest of 12.
     assert headkv.head_blocks == ((1, 1), (1, 9))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_each_rank_deals_out_its_own_heads(ranks):
+def test_each_rank_allocates_to_its_own_heads(ranks):
     scores, settings = some_scores(3, 4), Settings(budget=200)
     made = make_plan(scores, settings, 4000, 16, HEAD_SIZE, BYTES, ranks)
     budget = request_budget(settings, 4000, 16)
     for rank in range(ranks):
         own = slice(rank * 4 // ranks, (rank + 1) * 4 // ranks)
-        dealt = np.array(made.head_blocks)[:, own]
-        np.testing.assert_array_equal(dealt, allocate_head_blocks(scores[:, own], budget, settings))
-        assert dealt.sum() == made.num_compressed_blocks * dealt.size
+        blocks = np.array(made.head_blocks)[:, own]
+        np.testing.assert_array_equal(
+            blocks, allocate_head_blocks(scores[:, own], budget, settings)
+        )
+        assert blocks.sum() == made.num_compressed_blocks * blocks.size
 
 
 def test_ranks_beyond_the_kv_heads_hold_copies_and_count_them():
@@ -156,22 +160,22 @@ def test_sums_are_exact_and_within_bounds(data):
 
 def check(made: Plan, settings: Settings, shape: tuple[int, int]) -> None:
     num_layers, num_heads = shape[0], max(shape[1], made.tensor_parallel_size)
-    dealt = np.array(made.head_blocks)
+    blocks = np.array(made.head_blocks)
     num_compressed, num_full = made.num_compressed_blocks, made.num_full_blocks
-    assert dealt.shape == (num_layers, num_heads)
+    assert blocks.shape == (num_layers, num_heads)
     assert made.compressed == (made.reason is None) == (num_compressed > 0)
     if made.compressed:
-        assert dealt.sum() == num_compressed * dealt.size
-        assert settings.min_blocks <= dealt.min() <= dealt.max() <= num_full
+        assert blocks.sum() == num_compressed * blocks.size
+        assert settings.min_blocks <= blocks.min() <= blocks.max() <= num_full
         assert made.num_blocks_held < made.num_blocks_stock
     assert made.num_blocks_held <= made.num_blocks_stock
     assert made.num_blocks_prefill == made.num_blocks_stock + num_compressed
 
-    kept = dealt * made.block_size + made.num_tail_tokens
+    kept = blocks * made.block_size + made.num_tail_tokens
     assert kept.mean() == pytest.approx(made.mean_kept_tokens)
     assert min(settings.window, made.num_prompt_tokens) <= made.num_tail_tokens
     assert kept.max() <= made.num_prompt_tokens
-    # What is held has room for what is kept, and less than a block of room besides.
+    # The blocks have room for all kept tokens, and less than one block of room is left.
     spare = made.num_blocks_held * made.block_size - made.mean_kept_tokens
     assert -1e-6 < spare < made.block_size
     token_bytes = 2 * BYTES * HEAD_SIZE * num_layers * num_heads

@@ -56,7 +56,7 @@ def write_scores(path, num_layers, num_heads, num_kv_heads):
 
 
 def rows_of(text):
-    """The numbers of each line that begins with one."""
+    """The numbers of each line that begins with a number."""
     lines = [line.split() for line in text.splitlines()]
     return [[float(word) for word in words] for words in lines if words and words[0].isdigit()]
 
@@ -65,9 +65,9 @@ def test_totals_come_first_and_then_every_head():
     result = run("needle", "--prompt-tokens", 2000, "--ratio", 0.125)
     assert result.exit_code == 0
     totals, heads = result.stdout.split("\n\n")
-    assert re.search(r"blocks held after it +8 +63\n", totals)
-    assert re.search(r"blocks held until then +70 +63\n", totals)
-    assert re.search(r"KV cache after it +0\.50 MiB +3\.94 MiB\n", totals)
+    assert re.search(r"blocks held after prefill +8 +63\n", totals)
+    assert re.search(r"blocks held in prefill +70 +63\n", totals)
+    assert re.search(r"KV cache after prefill +0\.50 MiB +3\.94 MiB\n", totals)
     assert re.search(r"tokens per KV head, mean +240\.0 +2000\n", totals)
     assert re.search(r"part of the prompt +12\.0% +100\.0%", totals)
     made = planned("needle", "--prompt-tokens", 2000, "--ratio", 0.125)
@@ -91,7 +91,7 @@ def test_a_wide_model_is_shown_by_layer(tmp_path):
     assert rows_of(result.stdout) == pytest.approx(np.array(expected), abs=0.05)
 
 
-def test_a_request_that_is_left_alone_says_why():
+def test_a_request_that_is_not_compressed_says_why():
     result = run("needle", "--prompt-tokens", 71)
     assert result.exit_code == 0
     assert result.stdout.splitlines()[-1].startswith("not compressed: the prompt is too short")
@@ -157,7 +157,7 @@ def test_a_picture_is_written_beside_the_json(tmp_path):
         (["--prompt-tokens", 0], "prompt length 0 is not allowed"),
     ],
 )
-def test_a_value_that_does_not_do_is_refused_in_one_line(arguments, message):
+def test_a_value_that_is_not_allowed_is_refused_in_one_line(arguments, message):
     result = run("needle", "--prompt-tokens", 2000, *arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("headkv: error: ") and message in result.stderr
@@ -195,9 +195,7 @@ class TestFindScoreFile:
         assert find_score_file("~/a.json") == tmp_path / "a.json"
 
     @pytest.mark.parametrize("text", ["", ".", "nothing", "a\0b", "x" * 5000, "../scores/needle"])
-    def test_anything_else_is_refused_with_the_names_that_there_are(
-        self, text, tmp_path, monkeypatch
-    ):
+    def test_anything_else_is_refused_with_the_names_that_exist(self, text, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         with pytest.raises(ScoreFileError, match=r"name of a bundled one: .*needle") as raised:
             find_score_file(text)

@@ -22,7 +22,7 @@ def test_every_policy_that_the_settings_allow_is_registered():
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_policies_that_are_said_to_use_scores_do(policy):
+def test_scored_policies_use_scores_and_others_do_not(policy):
     same = np.array_equal(shares(policy), shares(policy, SCORES[::-1]))
     assert Settings(policy=policy).uses_scores == (not same) == (policy in get_args(ScoredPolicy))
 
@@ -40,7 +40,7 @@ def test_shares_come_to_the_budget(policy, scores, num_compressed_blocks):
 
 
 def test_headkv_adds_shares_of_the_pool_to_the_base():
-    # K = 6 and beta = 1.5: a base of 2 each and a pool of 4 * 4 head blocks, shared 4:1:3:0.
+    # K = 6 and beta = 1.5: a base of 2 for each head, and a pool of 4 * 4 blocks, split 4:1:3:0.
     np.testing.assert_allclose(shares("headkv", beta=1.5), [[2 + 8, 2 + 2], [2 + 6, 2]])
 
 
@@ -49,17 +49,17 @@ def test_only_the_ratios_of_scores_matter(scale):
     np.testing.assert_allclose(shares("headkv", SCORES * scale), shares("headkv"))
 
 
-def test_headkv_without_any_score_is_uniform():
+def test_headkv_is_uniform_when_all_scores_are_0():
     np.testing.assert_allclose(shares("headkv", np.zeros((2, 2))), np.full((2, 2), 6))
 
 
 @pytest.mark.parametrize("policy", ["uniform", "streaming", "adakv"])
-def test_these_give_every_head_the_same(policy):
+def test_these_policies_give_every_head_the_same(policy):
     assert shares(policy).tolist() == [[6, 6], [6, 6]]
 
 
 def test_pyramidkv_falls_evenly_from_layer_to_layer():
-    # The last of five layers has 40 / 20, the first what it lacks.
+    # The last of five layers has 40 / 20 = 2 blocks, and the first has 2 * 40 - 2 = 78.
     found = shares("pyramidkv", np.ones((5, 3)), 40)
     np.testing.assert_allclose(found, np.repeat([[78], [59], [40], [21], [2]], 3, axis=1))
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `headkv_vllm.cache` computes in vectors, written plainly.
+"""Plain reference of `headkv_vllm.cache`: loops in place of vector operations.
 
-Each function has the name and the arguments of the one that it stands for.
+Each function has the name and the arguments of the function that it is compared with.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ def slot_mapping(
 
 
 def dense_block_table(block_table: torch.Tensor, num_blocks: int) -> torch.Tensor:
-    """Entries past a row's end repeat its last one."""
+    """After the end of a row its last entry is repeated."""
     rows = []
     for row in block_table.tolist():
         blocks = BlockRow.from_entries(row).blocks
@@ -48,14 +48,14 @@ def head_block_tables(
         first_full = int(num_full_blocks[request])
         num_blocks = -(-int(seq_lens[request]) // block_size)
         for layer, head in _layer_heads(num_layers, num_kv_heads):
-            own = allocated_head_blocks(
+            kept = allocated_head_blocks(
                 row.compressed_blocks, num_head_blocks[request], layer, head
             )
             tail = [
                 (block * num_layers + layer) * num_kv_heads + head
                 for block in row.blocks[first_full:num_blocks]
             ]
-            tables[layer, request * num_kv_heads + head] = own + tail
+            tables[layer, request * num_kv_heads + head] = kept + tail
     width = max(len(table) for table in tables.values())
     padded = [
         [
@@ -114,10 +114,10 @@ def recency(num_positions: int, sink: int, device: torch.device) -> torch.Tensor
 
 
 def count_best(scores: torch.Tensor, num_best: int) -> IntArray:
-    rows = scores.tolist()
-    lowest = sorted((score for row in rows for score in row), reverse=True)[num_best - 1]
-    counts = [sum(score > lowest for score in row) for row in rows]
-    equal = [sum(score == lowest for score in row) for row in rows]
+    by_head = scores.tolist()
+    lowest = sorted((score for head in by_head for score in head), reverse=True)[num_best - 1]
+    counts = [sum(score > lowest for score in head) for head in by_head]
+    equal = [sum(score == lowest for score in head) for head in by_head]
     left = num_best - sum(counts)
     remainders = [left * number % sum(equal) for number in equal]
     counts = [n + left * number // sum(equal) for n, number in zip(counts, equal, strict=True)]

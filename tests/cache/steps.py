@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps of the engine for tests to plan: what requests compute in them, and from which rows."""
+"""Steps of the engine that tests plan: the rows of requests, and what each one computes."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ ADAPTIVE = [name for name in POLICIES if name not in STATIC]
 
 @dataclass(frozen=True)
 class Step:
-    """One step of some requests: request r computes positions starts[r] .. ends[r] - 1."""
+    """One step. Request r computes the positions starts[r] .. ends[r] - 1."""
 
     rows: tuple[BlockRow, ...]
     starts: tuple[int, ...]
@@ -81,7 +81,7 @@ class Step:
         return AllocationCache(self.scores, Settings(budget=1024, window=self.window))
 
     def planner(self, adaptive=None):
-        """adaptive: what the prompts of adaptive policies have decided."""
+        """adaptive: the allocations that prompts have decided."""
         adaptive = adaptive or AdaptiveAllocations()
         read = RowAllocations(self.allocations, adaptive, self.window, self.block_size)
         return BatchPlanner(read, *self.scores.shape, self.block_size, self.window)
@@ -95,7 +95,7 @@ class Step:
 
 @st.composite
 def steps(draw, kinds=("decode", "drafts", "prefill", "last", "resumed"), policies=STATIC):
-    """Each request has a policy of its own."""
+    """Steps in which each request has its own policy."""
     block_size = draw(st.sampled_from([1, 2, 3, 5, 16]))
     window = draw(st.integers(1, 8))
     num_layers, num_kv_heads = draw(st.integers(1, 3)), draw(st.integers(1, 3))
@@ -107,7 +107,7 @@ def steps(draw, kinds=("decode", "drafts", "prefill", "last", "resumed"), polici
         num_prompt = window + num_full * block_size + draw(st.integers(0, block_size - 1))
         num_compressed = draw(st.integers(0, max(0, num_full - 1)))
         policy = draw(st.sampled_from(policies))
-        # No step goes on after a prompt that it compresses.
+        # A chunk ends with a prompt that is compressed.
         fitting = [k for k in kinds if k != "resumed" or num_compressed == 0]
         kind = draw(st.sampled_from(fitting or ["last"]))
         generated = draw(st.integers(1, 2 * block_size))

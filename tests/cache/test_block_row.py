@@ -22,9 +22,9 @@ from tests.cache import reference
 
 @dataclass(frozen=True)
 class Requests:
-    """Rows of some requests and what else the tables are made from.
+    """The arguments from which head-block tables are built.
 
-    num_head_blocks: [num_reqs, L, H]; a request without compressed blocks has n = 0 and F = 0.
+    num_head_blocks: [num_reqs, L, H]. A request without compressed blocks has n = 0 and F = 0.
     """
 
     block_table: torch.Tensor
@@ -48,8 +48,8 @@ def requests(draw, may_be_uncompressed=True):
     for _ in range(draw(st.integers(1, 4))):
         seq_len = draw(st.integers(1, 8 * block_size))
         full = draw(st.integers(0, seq_len // block_size))
-        least = 0 if may_be_uncompressed else 1
-        num_compressed = draw(st.integers(least, 3)) if full or not may_be_uncompressed else 0
+        low = 0 if may_be_uncompressed else 1
+        num_compressed = draw(st.integers(low, 3)) if full or not may_be_uncompressed else 0
         num_blocks = -(-seq_len // block_size) + draw(st.integers(0, 2))
         compressed = [pool.pop() for _ in range(num_compressed)]
         blocks = [pool.pop() for _ in range(num_blocks)]
@@ -84,7 +84,7 @@ def requests(draw, may_be_uncompressed=True):
     st.lists(st.integers(1, 99), min_size=1),
     st.integers(0, 6),
 )
-def test_a_row_taken_apart_goes_together_again(num_prompt_tokens, compressed, blocks, policy):
+def test_a_row_is_read_back_from_its_entries(num_prompt_tokens, compressed, blocks, policy):
     row = BlockRow(num_prompt_tokens, tuple(compressed), tuple(blocks), policy)
     entries = row.entries()
     assert BlockRow.from_entries(entries) == row
@@ -95,7 +95,7 @@ def test_a_row_taken_apart_goes_together_again(num_prompt_tokens, compressed, bl
 
 @settings(deadline=None)
 @given(requests(), st.data())
-def test_slots_are_those_of_the_reference(found, data):
+def test_slots_equal_the_reference(found, data):
     pairs = [
         (request, position)
         for request, seq_len in enumerate(found.seq_lens.tolist())
@@ -110,7 +110,7 @@ def test_slots_are_those_of_the_reference(found, data):
     assert slots.tolist() == reference.slot_mapping(*arguments).tolist()
 
 
-def test_position_x_lives_in_entry_3_plus_k_plus_x_over_block_size():
+def test_position_x_is_in_the_block_of_entry_3_plus_k_plus_x_over_block_size():
     rows = [[40, 2, 1, 7, 8, 11, 12, 13], [3, 0, 5, 9, 0, 0, 0, 0]]
     requests, positions = np.array([0, 0, 0, 1]), np.array([0, 17, 39, 2])
     slots = slot_mapping(np.array(rows, dtype=np.int32), requests, positions, block_size=16)
@@ -119,9 +119,9 @@ def test_position_x_lives_in_entry_3_plus_k_plus_x_over_block_size():
 
 @settings(deadline=None)
 @given(requests(), st.data())
-def test_dense_block_tables_are_those_of_the_reference(found, data):
-    most = found.block_table.shape[1] - HEADER_SIZE
-    num_blocks = data.draw(st.integers(1, most))
+def test_dense_block_tables_equal_the_reference(found, data):
+    max_blocks = found.block_table.shape[1] - HEADER_SIZE
+    num_blocks = data.draw(st.integers(1, max_blocks))
     table = dense_block_table(found.block_table, num_blocks)
     assert table.dtype == torch.int32
     assert table.shape == (len(found.seq_lens), num_blocks)
@@ -130,7 +130,7 @@ def test_dense_block_tables_are_those_of_the_reference(found, data):
 
 @settings(deadline=None, max_examples=200)
 @given(requests())
-def test_head_block_tables_are_those_of_the_reference(found):
+def test_head_block_tables_equal_the_reference(found):
     tables = head_block_tables(*found.arguments)
     expected = reference.head_block_tables(*found.arguments)
     assert tables.dtype == torch.int32
@@ -140,7 +140,7 @@ def test_head_block_tables_are_those_of_the_reference(found):
 
 @settings(deadline=None)
 @given(requests())
-def test_a_head_attends_what_it_keeps_and_what_follows_the_full_blocks(found):
+def test_a_head_attends_its_kept_entries_and_the_tail(found):
     lengths = head_seq_lens(
         found.num_head_blocks, found.num_full_blocks, found.seq_lens, found.block_size
     )
@@ -157,7 +157,7 @@ def test_a_head_attends_what_it_keeps_and_what_follows_the_full_blocks(found):
 
 @settings(deadline=None)
 @given(requests(may_be_uncompressed=False))
-def test_every_allocated_head_block_is_reached_by_its_one_head_and_no_other(found):
+def test_every_allocated_head_block_belongs_to_exactly_one_head(found):
     tables = head_block_tables(*found.arguments)
     num_reqs, num_layers, num_kv_heads = found.num_head_blocks.shape
     heads_per_block = num_layers * num_kv_heads

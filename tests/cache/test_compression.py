@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts in their head blocks: what every head keeps."""
+"""Compressed prompts: the head blocks hold the entries that the reference selects."""
 
 from contextlib import nullcontext
 
@@ -20,7 +20,7 @@ from headkv_vllm.cache.compression import (
     Workspace,
     prompt_compression,
 )
-from headkv_vllm.cache.head_blocks import PlainHeadBlocks
+from headkv_vllm.cache.head_blocks import UnpackedHeadBlocks
 from headkv_vllm.cache.row_allocations import RowAllocations
 from headkv_vllm.config import Settings
 from headkv_vllm.kernels.reference import allocated_head_blocks
@@ -29,15 +29,15 @@ from tests.cache import reference
 L, H, GROUP_SIZE, HEAD_SIZE, BLOCK_SIZE, WINDOW = 3, 2, 2, 16, 8, 4
 NUM_TOKENS, NUM_FULL = 93, 11
 ROW = BlockRow(NUM_TOKENS, (20, 3, 21), (5, 9, 1, 2, 30, 11, 12, 6, 7, 25, 4, 13), 0)
-ROOMY = Workspace(logits=2**26, keys=2**24, windows=2**26)
-TIGHT = Workspace(logits=1, keys=1, windows=1)
+LARGE = Workspace(logits=2**26, keys=2**24, queries=2**26)
+SMALL = Workspace(logits=1, keys=1, queries=1)
 SCALES, SOFT_CAPS = torch.tensor([0.2, 0.4, 0.3]), torch.tensor([5.0, 9.0, 7.0])
 
 
 class Prompt:
-    """A cache that holds a prompt, and the queries of its window in every layer."""
+    """A cache that holds a prompt, and the queries of its observation window in every layer."""
 
-    def __init__(self, policy="headkv", workspace=ROOMY, has_soft_cap=False, **changes):
+    def __init__(self, policy="headkv", workspace=LARGE, has_soft_cap=False, **changes):
         generator = torch.Generator().manual_seed(0)
         self.settings = Settings(budget=28, window=WINDOW, policy=policy, **changes)
         self.flat = torch.randn(32 * L * H, BLOCK_SIZE, 2 * HEAD_SIZE, generator=generator)
@@ -53,14 +53,14 @@ class Prompt:
         self.prompt = prompt_compression(row.numpy()[:3], row, allocations, *where)
         self.soft_caps = SOFT_CAPS if has_soft_cap else None
         self.compressor = Compressor(
-            PlainHeadBlocks(self.flat, L, H, torch.float32),
+            UnpackedHeadBlocks(self.flat, L, H, torch.float32),
             LayerLogits(SCALES, self.soft_caps),
             self.settings,
             workspace,
         )
 
     def compress(self):
-        """All layers, in one step. Returns n[L, H]."""
+        """Compress all layers in one step. Returns n[L, H]."""
         found = []
         clock = Clock()
         step = StepCompression(
@@ -77,7 +77,7 @@ class Prompt:
         return found[0]
 
     def scores(self, layer):
-        """Of each head, for each position that may be kept, by the reference."""
+        """By the reference: the score of each position that each head may keep."""
         num_candidates = NUM_FULL * BLOCK_SIZE
         if self.prompt.policy.positions == "recency":
             scores = reference.recency(num_candidates, self.settings.sink, self.flat.device)
@@ -98,12 +98,12 @@ class Prompt:
         return pooled * norms if self.settings.value_norm else pooled
 
     def entries(self, layer):
-        """Of the prompt before it is compressed: [H, num_tokens, 2 * head_size]."""
+        """The entries of the prompt before compression: [H, num_tokens, 2 * head_size]."""
         by_head = self.before.view(32, L, H, BLOCK_SIZE, -1)[list(ROW.blocks), layer]
         return by_head.transpose(0, 1).flatten(1, 2)[:, :NUM_TOKENS]
 
     def kept(self, allocation, layer, head):
-        """What is in the head blocks of a head: [n * block_size, 2 * head_size]."""
+        """The entries in the head blocks of a head: [n * block_size, 2 * head_size]."""
         counts = torch.tensor(allocation)
         own = allocated_head_blocks(ROW.compressed_blocks, counts, layer, head)
         return self.flat[own].flatten(0, 1)
@@ -149,7 +149,7 @@ def test_head_blocks_hold_what_the_reference_chooses(policy, changes, has_soft_c
             assert torch.equal(prompt.kept(allocation, layer, head), entries)
 
 
-def test_what_is_not_the_requests_stays_as_it_was():
+def test_blocks_of_other_requests_do_not_change():
     prompt = Prompt()
     prompt.compress()
     is_own = torch.zeros(32, dtype=torch.bool)
@@ -162,14 +162,14 @@ def test_what_is_not_the_requests_stays_as_it_was():
 @pytest.mark.parametrize("policy", ["headkv", "adakv", "streaming"])
 @pytest.mark.parametrize("changes", CHANGES)
 def test_a_small_workspace_changes_nothing(policy, changes):
-    """Layer by layer, head by head, block by block."""
-    roomy, tight = Prompt(policy, **changes), Prompt(policy, TIGHT, **changes)
-    assert np.array_equal(roomy.compress(), tight.compress())
-    assert torch.equal(roomy.flat, tight.flat)
+    """It makes the compression go layer by layer, head by head and block by block."""
+    large, small = Prompt(policy, **changes), Prompt(policy, SMALL, **changes)
+    assert np.array_equal(large.compress(), small.compress())
+    assert torch.equal(large.flat, small.flat)
 
 
-def test_a_window_without_a_compressed_prompt_is_left_out():
-    """On a GPU it turns out late which prompts a step completes."""
+def test_a_window_whose_prompt_is_not_compressed_is_ignored():
+    """On a GPU the host learns late which prompts a step completes."""
     prompt, recorded, clock = Prompt(), [], Clock()
     starts = torch.tensor([3, NUM_TOKENS - WINDOW, 40])
     step = StepCompression(

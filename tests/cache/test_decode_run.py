@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step that only goes on with the last one gets the batch that a new plan would give."""
+"""The batch of a step that continues the last one equals the batch of a new plan."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ NEXT = st.sampled_from(["grow"] * 8 + ["more", "again", "move", "swap", "end", "
 
 @settings(deadline=None)
 @given(steps(kinds=("decode",)), st.lists(NEXT, max_size=30))
-def test_step_after_step_equals_a_plan_made_anew(step, what_happens):
+def test_each_step_equals_a_new_plan(step, what_happens):
     planner = step.planner()
     for what in ["stay", *what_happens]:
         step = after(step, what)
@@ -23,7 +23,7 @@ def test_step_after_step_equals_a_plan_made_anew(step, what_happens):
 
 @settings(deadline=None)
 @given(steps(kinds=("decode",)))
-def test_a_run_goes_on_until_a_block_is_full(step):
+def test_a_decode_run_continues_until_a_block_is_full(step):
     if not all(row.compressed_blocks for row in step.rows):
         return
     planner = step.planner()
@@ -34,16 +34,16 @@ def test_a_run_goes_on_until_a_block_is_full(step):
         last, before = batch, batch.slot_mapping.clone()
         batch = step.plan_by(planner)
         assert batch.continues_last == (not is_full)
-        assert torch.equal(last.slot_mapping, before)  # what is handed out stays as it was
+        assert torch.equal(last.slot_mapping, before)  # an earlier batch is not changed
 
 
 def after(step, what):
     """The step that follows.
 
-    grow: a token each. more: two each. again: the last one once more and one. move: a token each,
-    and the blocks of the first request are others. swap, end, stay: the requests change places,
-    one ends, nothing changes.
-    A request that needs a block gets two, so that rows do not tell when a block is full.
+    grow: each request computes one token. more: two tokens each. again: the last token again, and
+    one more. move: one token each, and the first request has other blocks. swap: the requests
+    change their order. end: one request ends. stay: nothing changes.
+    A request that needs a block gets two, so a row does not change each time a block is full.
     """
     rows, starts, ends = list(step.rows), list(step.starts), list(step.ends)
     if what == "end" and len(rows) > 1:

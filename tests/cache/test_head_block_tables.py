@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables kept from step to step are those that would be made from the rows alone."""
+"""The tables that are kept from step to step equal newly built ones."""
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ STATIC = [index for index, policy in enumerate(POLICIES.values()) if not policy.
 
 
 class Decoding(RuleBasedStateMachine):
-    """Requests come, grow, end and change places, in blocks that are soon used again."""
+    """Requests arrive, grow, end and change their order. Their blocks are soon used again."""
 
     def __init__(self):
         super().__init__()
@@ -53,22 +53,22 @@ class Decoding(RuleBasedStateMachine):
                 split = [first, total - first - 1, 1]
                 decided.append(split if min(split) >= 1 else [num_compressed] * NUM_KV_HEADS)
             self.adaptive.record(row.compressed_blocks, np.array(decided, dtype=np.int32))
-        place = data.draw(st.integers(0, len(self.requests)))
-        self.requests.insert(place, (row, num_prompt + 1))
+        index = data.draw(st.integers(0, len(self.requests)))
+        self.requests.insert(index, (row, num_prompt + 1))
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
     def end(self, data):
-        place = data.draw(st.integers(0, len(self.requests) - 1))
-        row, _ = self.requests[place]
-        self.requests[place] = self.requests[-1]  # as vLLM fills a gap
+        index = data.draw(st.integers(0, len(self.requests) - 1))
+        row, _ = self.requests[index]
+        self.requests[index] = self.requests[-1]  # vLLM moves the last request like this
         self.requests.pop()
         self.free += [*row.blocks, *row.compressed_blocks]
 
     @precondition(lambda self: self.requests and len(self.free) > 20)
     @rule(data=st.data())
     def decode(self, data):
-        for place, (row, seq_len) in enumerate(self.requests):
+        for index, (row, seq_len) in enumerate(self.requests):
             longer = seq_len + data.draw(st.integers(1, 2))
             more = -(-longer // BLOCK_SIZE) - len(row.blocks)
             if more > 0:
@@ -77,11 +77,11 @@ class Decoding(RuleBasedStateMachine):
                     row.num_prompt_tokens, row.compressed_blocks, blocks, row.policy_index
                 )
             if len(row.entries()) <= WIDTH:
-                self.requests[place] = (row, longer)
+                self.requests[index] = (row, longer)
 
     @precondition(lambda self: self.requests)
     @invariant()
-    def tables_are_those_of_the_reference(self):
+    def tables_equal_the_reference(self):
         entries = [row.entries() for row, _ in self.requests]
         rows = np.array([row + [0] * (WIDTH - len(row)) for row in entries], dtype=np.int32)
         seq_lens = np.array([seq_len for _, seq_len in self.requests], dtype=np.int32)
@@ -103,16 +103,16 @@ Decoding.TestCase.settings = settings(max_examples=60, stateful_step_count=40, d
 TestDecoding = Decoding.TestCase
 
 
-def test_a_row_that_stays_is_read_once(monkeypatch):
-    """The tables of a request are made when it comes and when it gets a block, not each step."""
+def test_tables_are_rebuilt_only_when_a_row_changes(monkeypatch):
+    """The tables of a request are built when it arrives and when it gets a block, only then."""
     machine = Decoding()
     row = BlockRow(20, (1,), tuple(range(2, 10)), STATIC[0])
-    made = []
+    calls = []
     rebuild = machine.tables._rebuild
     monkeypatch.setattr(
-        machine.tables, "_rebuild", lambda *arguments: (made.append(1), rebuild(*arguments))
+        machine.tables, "_rebuild", lambda *arguments: (calls.append(1), rebuild(*arguments))
     )
     rows = np.array([row.entries() + [0] * 20], dtype=np.int32)
     for seq_len in range(21, 29):
         machine.tables.update(rows, np.array([seq_len], dtype=np.int32))
-    assert len(made) == 2
+    assert len(calls) == 2

@@ -12,8 +12,8 @@ from headkv_vllm.kernels.reference import allocated_head_blocks
 from tests.cache.steps import Step, steps
 
 
-def places(indices, num_places):
-    return list(range(num_places))[indices] if isinstance(indices, slice) else indices.tolist()
+def listed(indices, length):
+    return list(range(length))[indices] if isinstance(indices, slice) else indices.tolist()
 
 
 def block_of(step, request, position):
@@ -39,7 +39,7 @@ def test_each_token_is_dense_or_compressed_exactly_once(step):
     if batch.dense is not None:
         seen[batch.dense.tokens] += 1
     if batch.compressed is not None:
-        seen.view(-1)[batch.compressed.places] += 1
+        seen.view(-1)[batch.compressed.indices] += 1
     assert (seen == 1).all()
 
 
@@ -51,7 +51,7 @@ def test_dense_tokens_attend_their_requests_blocks_up_to_themselves(step):
     if dense is None:
         assert not expected
         return
-    assert places(dense.tokens, len(step.tokens)) == expected
+    assert listed(dense.tokens, len(step.tokens)) == expected
     assert isinstance(dense.tokens, slice) == (expected[-1] - expected[0] < len(expected))
     starts = dense.query_start_loc.tolist()
     assert starts[0] == 0 and starts[-1] == len(expected)
@@ -67,7 +67,7 @@ def test_dense_tokens_attend_their_requests_blocks_up_to_themselves(step):
 
 @settings(deadline=None)
 @given(steps())
-def test_tokens_compressed_come_in_the_order_of_requests_heads_and_tokens(step):
+def test_compressed_tokens_are_ordered_by_request_head_and_token(step):
     compressed = step.plan().compressed
     num_kv_heads = step.scores.shape[1]
     expected, lengths = [], []
@@ -83,24 +83,24 @@ def test_tokens_compressed_come_in_the_order_of_requests_heads_and_tokens(step):
     if compressed is None:
         assert not expected
         return
-    assert places(compressed.places, len(step.tokens) * num_kv_heads) == expected
+    assert listed(compressed.indices, len(step.tokens) * num_kv_heads) == expected
     assert compressed.query_start_loc.tolist() == [0, *np.cumsum(lengths).tolist()]
 
 
 @settings(deadline=None)
 @given(steps(kinds=("decode", "drafts")))
-def test_decoding_one_token_of_compressed_requests_side_by_side_copies_no_rows(step):
+def test_decoding_one_token_of_consecutive_compressed_requests_needs_no_copy(step):
     compressed = step.plan().compressed
     requests = [index for index, row in enumerate(step.rows) if row.compressed_blocks]
     if not requests or int(step.query_lens.max()) > 1:
         return
     is_side_by_side = requests[-1] - requests[0] < len(requests)
-    assert isinstance(compressed.places, slice) == is_side_by_side or step.scores.shape[1] == 1
+    assert isinstance(compressed.indices, slice) == is_side_by_side or step.scores.shape[1] == 1
 
 
 @settings(deadline=None)
 @given(steps())
-def test_heads_attend_what_they_keep_and_then_the_tail(step):
+def test_heads_attend_their_kept_entries_and_then_the_tail(step):
     compressed = step.plan().compressed
     if compressed is None:
         return
@@ -124,7 +124,7 @@ def test_heads_attend_what_they_keep_and_then_the_tail(step):
 
 @settings(deadline=None)
 @given(steps(kinds=("last", "resumed", "prefill")))
-def test_a_completed_prompt_is_compressed_into_the_blocks_that_are_read_later(step):
+def test_a_completed_prompt_is_compressed_into_its_own_blocks(step):
     compressions = {c.window_start: c for c in step.plan().compressions}
     for request, row in enumerate(step.rows):
         length = row.num_prompt_tokens
@@ -164,10 +164,10 @@ def test_every_head_block_of_the_compressed_blocks_belongs_to_one_head_of_one_re
     assert sorted(reached) == sorted(expected)
 
 
-def test_no_step_goes_on_after_a_prompt_that_it_compresses():
+def test_a_chunk_that_goes_beyond_a_compressed_prompt_fails_an_assertion():
     row = BlockRow(40, (50,), (51, 52, 53), 0)
     batch = Step((row,), (20,), (40,), np.ones((2, 2)), 16, 8, 0).plan()
     assert batch.dense.tokens == slice(0, 20) and batch.compressed is None
     assert [c.window_start for c in batch.compressions] == [12]
-    with pytest.raises(AssertionError, match="goes on after its prompt"):
+    with pytest.raises(AssertionError, match="a chunk ends with a prompt"):
         Step((row,), (20,), (43,), np.ones((2, 2)), 16, 8, 0).plan()

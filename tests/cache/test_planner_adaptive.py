@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans of steps where some prompts have decided how layers split their head blocks."""
+"""Plans of steps with adaptive policies, where prompts have decided some allocations."""
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from tests.cache.steps import steps
 
 @settings(deadline=None)
 @given(steps(policies=list(POLICIES)), st.integers(0, 2**32 - 1))
-def test_what_a_prompt_decided_replaces_what_its_length_says(step, seed):
-    """Requests of adaptive policies and of others are in one step."""
+def test_an_adaptive_allocation_replaces_the_static_one(step, seed):
+    """One step has requests of adaptive policies and of others."""
     adaptive, allocations = decided(step, seed)
     compressed = step.plan(adaptive).compressed
     requests = sorted({r for r, position in step.tokens if step.is_compressed(r, position)})
@@ -33,15 +33,16 @@ def test_what_a_prompt_decided_replaces_what_its_length_says(step, seed):
 
 
 def decided(step, seed):
-    """What prompts of adaptive policies have decided, and n[L, H] by compressed request: that of
-    its policy, or, where the prompt has decided, any that has the layers' sums.
+    """Allocations that prompts have decided, and n[L, H] of each compressed request.
+
+    An allocation that a prompt decides is any with the right sum in each layer.
     """
     adaptive, allocations, rng = AdaptiveAllocations(), {}, np.random.default_rng(seed)
     for request, row in enumerate(step.rows):
         if not row.compressed_blocks:
             continue
         allocations[request] = step.num_head_blocks(request).numpy()
-        # A prompt that this step completes has not decided anything.
+        # A prompt that this step completes has not decided its allocation yet.
         is_after = step.starts[request] >= row.num_prompt_tokens
         if is_after and POLICIES[step.policy(request)].adaptive:
             allocations[request] = rng.permuted(allocations[request], axis=1)

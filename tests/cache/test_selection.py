@@ -48,14 +48,14 @@ def random_query_key(shape, seed, dtype=torch.float32):
     st.integers(1, 60),
     st.integers(0, 3),
 )
-def test_window_attention_is_that_of_the_reference(
-    shape, seed, dtype, logits_soft_cap, reduction, piece, padding
+def test_window_attention_equals_the_reference(
+    shape, seed, dtype, logits_soft_cap, reduction, tile, padding
 ):
-    """Whatever the pieces, and however much follows the prompt in its last block."""
+    """For any size of tiles, and with any number of keys after the prompt."""
     query, key = random_query_key(shape, seed, dtype)
     num_tokens = key.shape[2]
     key = torch.nn.functional.pad(key, (0, padding), value=99.0)
-    arguments = (key.split(piece, -1), num_tokens, 0.3, logits_soft_cap, reduction)
+    arguments = (key.split(tile, -1), num_tokens, 0.3, logits_soft_cap, reduction)
     attention = window_attention(query, *arguments)
     expected = reference.window_attention(query, *arguments)
     assert attention.dtype == torch.float32
@@ -70,13 +70,13 @@ def test_a_query_of_the_window_sees_no_later_token():
     query, key = random_query_key(shape, seed=0)
     query[:, :, -1] = 0
     key[:, :, -1] = 1e3 * query[0, 0, :3].sum(0)
-    # The last query alone sees the last key and, being zero, attends all ten tokens alike.
+    # Only the last query sees the last key. The query is zero, so it attends all tokens equally.
     attention = window_attention(query, [key], 10, 1.0)
     torch.testing.assert_close(attention[0, -1], torch.tensor(0.1 / 4))
 
 
 def test_the_maximum_is_over_all_queries_of_the_window_and_all_heads_of_the_group():
-    """One query of one of the two heads looks at the first token, and it alone decides."""
+    """One query of one of the two heads attends the first token, and decides the maximum."""
     query, key = torch.zeros(1, 2, 3, 4), torch.zeros(1, 4, 9)
     query[0, 1, 1, 0], key[0, 0, 0] = 10.0, 10.0
     attention = window_attention(query, [key], 9, 1.0, reduction="max")
@@ -84,14 +84,14 @@ def test_the_maximum_is_over_all_queries_of_the_window_and_all_heads_of_the_grou
     torch.testing.assert_close(attention[0, 1:7], torch.full((6,), 1 / 7))
 
 
-def test_a_value_counts_by_the_sum_of_its_sizes():
+def test_value_norms_are_l1_norms():
     value = torch.tensor([[[1.0, -2.0], [0.0, 0.0]]], dtype=torch.bfloat16)
     norms = value_norms(value)
     assert norms.dtype == torch.float32 and norms.tolist() == [[3.0, 0.0]]
 
 
 @given(st.integers(0, 40), st.integers(0, 50))
-def test_recency_is_that_of_the_reference(num_positions, sink):
+def test_recency_equals_the_reference(num_positions, sink):
     arguments = (num_positions, sink, CPU)
     assert torch.equal(recency(*arguments), reference.recency(*arguments))
 
@@ -100,7 +100,7 @@ def test_recency_is_that_of_the_reference(num_positions, sink):
     ("sink", "expected"),
     [(0, [6, 7, 8, 9]), (1, [0, 7, 8, 9]), (3, [0, 1, 2, 9]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3])],
 )
-def test_by_recency_the_sink_and_the_last_positions_are_kept(sink, expected):
+def test_recency_keeps_the_sink_and_the_last_positions(sink, expected):
     _, positions = top_positions(recency(10, sink, CPU).expand(2, -1), np.array([4, 4]))
     assert positions.tolist() == 2 * expected
 
@@ -116,8 +116,8 @@ def scores_and_number(draw):
 
 @settings(deadline=None, max_examples=300)
 @given(scores_and_number())
-def test_counts_of_the_best_are_those_of_the_reference(given_):
-    """Also among ties, down to scores that are all the same."""
+def test_counts_of_the_best_equal_the_reference(given_):
+    """The scores have ties, and may all be equal."""
     counts = count_best(*given_)
     assert counts.dtype == np.int64
     assert counts.tolist() == reference.count_best(*given_).tolist()
@@ -126,7 +126,7 @@ def test_counts_of_the_best_are_those_of_the_reference(given_):
 
 
 @given(st.integers(1, 6), st.integers(1, 30), st.integers(1, 30))
-def test_heads_of_equal_scores_count_alike(num_heads, num_positions, num_best):
+def test_heads_with_equal_scores_have_equal_counts(num_heads, num_positions, num_best):
     scores = torch.rand(num_positions).expand(num_heads, -1)
     counts = count_best(scores, min(num_best, scores.numel()))
     assert np.ptp(counts) <= 1
@@ -134,7 +134,7 @@ def test_heads_of_equal_scores_count_alike(num_heads, num_positions, num_best):
 
 @settings(deadline=None)
 @given(scores_and_number(), st.integers(1, 10**6))
-def test_a_head_that_attends_more_counts_no_less(given_, more):
+def test_a_head_that_attends_more_counts_at_least_as_much(given_, more):
     scores, num_best = given_
     stronger = torch.cat([scores[:1] + more, scores])
     counts = count_best(stronger, num_best)
@@ -149,7 +149,7 @@ def test_a_head_that_attends_more_counts_no_less(given_, more):
     num_tokens=st.integers(1, 30),
     num_kv_heads=st.integers(1, 3),
 )
-def test_pooling_is_that_of_the_reference(pooling, data, kernel_size, num_tokens, num_kv_heads):
+def test_pooling_equals_the_reference(pooling, data, kernel_size, num_tokens, num_kv_heads):
     seed = data.draw(st.integers(0, 2**32))
     attention = torch.rand(num_kv_heads, num_tokens, generator=torch.Generator().manual_seed(seed))
     chosen = Settings(budget=1024, kernel_size=kernel_size, pooling=pooling)
@@ -172,8 +172,8 @@ def attention_and_counts(draw):
 
 @settings(deadline=None, max_examples=200)
 @given(attention_and_counts(), st.sampled_from([None, 1, 2, 4]))
-def test_top_positions_are_those_of_the_reference(given_, num_levels):
-    """Also among ties, which max-pooling makes many of."""
+def test_top_positions_equal_the_reference(given_, num_levels):
+    """The scores have ties, as after max-pooling."""
     attention, num_kept = given_
     if num_levels is not None:
         attention = (attention * num_levels).floor()
@@ -185,7 +185,7 @@ def test_top_positions_are_those_of_the_reference(given_, num_levels):
 
 @settings(deadline=None)
 @given(attention_and_counts())
-def test_each_head_keeps_its_number_of_its_best_positions(given_):
+def test_each_head_keeps_the_right_number_of_its_best_positions(given_):
     attention, num_kept = given_
     heads, positions = top_positions(attention, num_kept)
     assert heads.dtype == positions.dtype == torch.int64
@@ -218,7 +218,7 @@ def test_of_equal_positions_the_earlier_ones_are_kept():
 
 
 def test_scales_and_soft_caps_may_differ_from_head_to_head():
-    """As those of several layers that are scored at once."""
+    """Several layers are scored at once, and each has its own scale and soft cap."""
     shape = {"window": 3, "earlier": 9, "num_kv_heads": 2, "group_size": 2, "head_size": 8}
     query, key = random_query_key(shape, seed=3)
     scales, soft_caps = torch.tensor([0.3, 2.0]), torch.tensor([0.5, 30.0])

@@ -96,7 +96,7 @@ def prefills(reference: Reference) -> dict[int, Prefill]:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_tokens_and_logprobs_are_those_of_the_reference(
+def test_tokens_and_logprobs_equal_the_reference(
     case: Case, engines: Engines, reference: Reference, prefills: dict[int, Prefill]
 ) -> None:
     engine = engines.headkv(case.settings, **case.arguments)

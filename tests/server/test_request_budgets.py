@@ -293,7 +293,7 @@ def test_a_ceiling_and_a_server_without_scores() -> None:
         for budget in (0, 8, 65):
             with pytest.raises(openai.BadRequestError, match="an integer from 9 to 64"):
                 complete(server, own={"headkv_budget": budget}, stream=True)
-        with pytest.raises(openai.BadRequestError, match="has looked up no head scores"):
+        with pytest.raises(openai.BadRequestError, match="has loaded no head scores"):
             complete(server, own={"headkv_policy": "headkv"})
         prompt = samples()[0].prompt
         expected = text(server, prompt, {"headkv_budget": 64})

@@ -26,7 +26,7 @@ from vllm.v1.attention.backends.cpu_attn import (
 )
 from vllm.v1.kv_cache_interface import AttentionSpec
 
-from headkv_vllm.budgets.allocation import HeadBlocks
+from headkv_vllm.budgets.allocation import Allocation
 from headkv_vllm.cache.batch import Batch, CompressedTokens, DenseTokens, Indices
 from headkv_vllm.cache.compression import (
     CPU_WORKSPACE,
@@ -177,7 +177,7 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
         clock = HostClock(self._table)
         return StepCompression(self._compressor, starts, lambda: prompts, self._record, clock)
 
-    def _record(self, prompt: PromptCompression, allocation: HeadBlocks) -> None:
+    def _record(self, prompt: PromptCompression, allocation: Allocation) -> None:
         if prompt.policy.adaptive:
             blocks = prompt.compressed_blocks.tolist()
             self._layers.allocations.adaptive.record(blocks, allocation)
@@ -294,8 +294,8 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
         block_table = compressed.block_tables[layer_index]
         schedule = attn_metadata.compressed_schedules[layer_index]
         query, output = query.reshape(shape), output.view(shape)
-        places = compressed.places
-        self._attend(query, cache, compressed, places, seq_lens, block_table, schedule, output)
+        indices = compressed.indices
+        self._attend(query, cache, compressed, indices, seq_lens, block_table, schedule, output)
 
     def _attend(
         self,

@@ -27,7 +27,7 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import AttentionSpec, is_quantized_kv_cache
 
-from headkv_vllm.budgets.allocation import HeadBlocks
+from headkv_vllm.budgets.allocation import Allocation
 from headkv_vllm.cache.block_row import HEADER_SIZE
 from headkv_vllm.cache.compression import (
     GPU_WORKSPACE,
@@ -35,7 +35,7 @@ from headkv_vllm.cache.compression import (
     PromptCompression,
     StepCompression,
 )
-from headkv_vllm.cache.head_blocks import PlainHeadBlocks
+from headkv_vllm.cache.head_blocks import UnpackedHeadBlocks
 from headkv_vllm.cache.selection import on_device
 from headkv_vllm.engine.attention.backend import (
     HeadKVBackendMixin,
@@ -300,13 +300,13 @@ class HeadKVTritonMetadataBuilder(AttentionMetadataBuilder[HeadKVTritonMetadata]
         if self._compressor is None:
             inputs = next(iter(self._inputs_of_layers().values()))
             sizes = (self.layers.num_layers, self.layers.spec.num_kv_heads)
-            head_blocks = PlainHeadBlocks(inputs.head_blocks, *sizes, self._dtype)
+            head_blocks = UnpackedHeadBlocks(inputs.head_blocks, *sizes, self._dtype)
             self._compressor = self.layers.compressor(
                 head_blocks, GPU_WORKSPACE, lambda module: module._k_scale
             )
         return self._compressor
 
-    def _record(self, prompt: PromptCompression, allocation: HeadBlocks) -> None:
+    def _record(self, prompt: PromptCompression, allocation: Allocation) -> None:
         """Write the allocation where the next steps' kernels find it."""
         starts = np.zeros(allocation.size + 1, dtype=np.int32)
         np.cumsum(allocation, out=starts[1:])

@@ -25,17 +25,17 @@ class PlanView {
     );
     byId("policy").value = settings.policy;
     const budget = settings.ratio === null ? settings.budget : Math.floor(settings.ratio * length.value);
-    byId("budget-number").value = budget || config.least_budget;
+    byId("budget-number").value = budget || config.min_allowed_budget;
     this.bound();
     return this.change();
   }
 
   /** Budgets run from the least that is allowed to the prompt's length, or the server's ceiling. */
   bound() {
-    const { settings, least_budget } = this.config;
+    const { settings, min_allowed_budget } = this.config;
     const [slider, prompt] = [byId("budget"), Number(byId("prompt-tokens").value)];
-    slider.min = least_budget;
-    slider.max = Math.max(least_budget, Math.min(prompt, settings.max_budget ?? prompt));
+    slider.min = min_allowed_budget;
+    slider.max = Math.max(min_allowed_budget, Math.min(prompt, settings.max_budget ?? prompt));
     slider.value = byId("budget-number").value;
   }
 
