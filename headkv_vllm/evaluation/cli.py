@@ -54,6 +54,9 @@ def evaluate(
         bool,
         typer.Option("--chat", help="Ask in the tokenizer's chat format, as instruct models want."),
     ] = False,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of an answer at most. Without it: the task's own.")
+    ] = None,
     question_agnostic: Annotated[
         bool,
         typer.Option(
@@ -117,8 +120,9 @@ def evaluate(
                 tokenizer=tokenizer,
                 block_size=least("--block-size", block_size, least=1),
                 dtype=parse.parse_dtype(dtype),
-                max_model_len=parse.parse_max_model_len(max_model_len),
+                max_model_len=parse.optional("--max-model-len", max_model_len),
                 chat=chat,
+                max_tokens=parse.optional("--max-tokens", max_tokens),
                 question_agnostic=question_agnostic,
                 stock=stock,
                 concurrency=least("--concurrency", concurrency, least=1),

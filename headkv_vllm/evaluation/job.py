@@ -181,7 +181,7 @@ def _plans(request: EvalRequest) -> MemoryPlans:
 
 def _draw(request: EvalRequest, tokenizer: Tokenizer) -> Prompts:
     prompts: Prompts = {}
-    form = PromptFormat(tokenizer, request.chat)
+    form = PromptFormat(tokenizer, request.chat, request.max_tokens)
     form.check(request.model)
     for name in request.tasks:
         for length in request.lengths:

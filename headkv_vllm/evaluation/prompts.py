@@ -3,12 +3,13 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from headkv_vllm.errors import ModelError
-from headkv_vllm.evaluation.results import EvaluationError, sample_digest
+from headkv_vllm.evaluation.results import EvaluationError
 from headkv_vllm.evaluation.samples import Sample, Tokenizer
 
 PROMPTS_FILE = "prompts.jsonl"
@@ -43,10 +44,12 @@ class PromptFormat:
     chat: context and question are a user's message in the tokenizer's chat template, and the answer
         begins as the assistant's: with the sample's answer prefix where it has one, as in RULER's
         own code.
+    max_tokens: of an answer, where its task would let it be longer.
     """
 
     tokenizer: Tokenizer
     chat: bool = False
+    max_tokens: int | None = None
 
     def check(self, model: str) -> None:
         """Raises ModelError where there is no chat template to use."""
@@ -75,6 +78,8 @@ class PromptFormat:
             if one != other:
                 break
             common += 1
+        if self.max_tokens is not None:
+            sample = replace(sample, max_new_tokens=min(sample.max_new_tokens, self.max_tokens))
         return Prompt(sample, tuple(ids), common)
 
     def _text(self, sample: Sample) -> tuple[str, int]:
@@ -100,21 +105,19 @@ class PromptFormat:
 
 
 def write_prompts(prompts: Iterable[Prompt], folder: Path) -> None:
-    """Write `prompts.jsonl`, so that others can be asked the same. Raises EvaluationError.
+    """Write `prompts.jsonl`, a prompt a line, so that others can be asked the same.
 
-    A line is a prompt: the fields of its sample, `digest`, by which results name it, and `ids`.
+    Raises EvaluationError.
     """
     path = folder / PROMPTS_FILE
-    lines = (json.dumps(_document(prompt)) + "\n" for prompt in prompts)
     try:
-        path.write_text("".join(lines))
+        path.write_text("".join(json.dumps(asdict(prompt)) + "\n" for prompt in prompts))
     except OSError as error:
         raise EvaluationError(f"{str(path)!r} cannot be written: {error.strerror}") from None
 
 
-def _document(prompt: Prompt) -> dict[str, Any]:
-    return {
-        **asdict(prompt.sample),
-        "digest": sample_digest(prompt.sample),
-        "ids": prompt.ids,
-    }
+def read_prompts(folder: Path) -> list[Prompt]:
+    """What `write_prompts` wrote."""
+    adapter = TypeAdapter(Prompt)
+    lines = (folder / PROMPTS_FILE).read_text().split("\n")
+    return [adapter.validate_json(line) for line in lines if line]

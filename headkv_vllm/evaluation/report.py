@@ -29,12 +29,12 @@ def write_report(rows: Sequence[Row], record: RunRecord, folder: Path) -> Path:
     return path
 
 
-def report(rows: Sequence[Row], record: RunRecord) -> str:
-    """The report as Markdown."""
+def report(rows: Sequence[Row], record: RunRecord, *notes: str) -> str:
+    """The report as Markdown. notes: sentences to add to its own."""
     parts = [
         f"# {_title(record)}",
         "\n".join(table(rows)),
-        "\n".join(f"- {note}" for note in _notes(rows, record)),
+        "\n".join(f"- {note}" for note in [*_notes(rows, record), *notes]),
         f"Made by\n\n```sh\n{record.command}\n```",
     ]
     return "\n\n".join(parts) + "\n"

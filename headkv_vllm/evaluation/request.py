@@ -32,6 +32,7 @@ class EvalRequest:
 
     compressions: what is compared. url: of a running server, which is then all that is asked.
     settings: of headkv, for all of them, without policy and budget.
+    max_tokens: of an answer, where its task would let it be longer.
     stock: whether the whole cache is stock vLLM's; else it is our server's, with budget 0.
     serve_arguments: further arguments of `vllm serve`.
     """
@@ -51,6 +52,7 @@ class EvalRequest:
     dtype: str = "auto"
     max_model_len: int | None = None
     chat: bool = False
+    max_tokens: int | None = None
     question_agnostic: bool = False
     stock: bool = True
     concurrency: int = 8
@@ -168,9 +170,9 @@ def parse_out(out: Path | None, model: str) -> Path:
     return path
 
 
-def parse_max_model_len(value: int | None) -> int | None:
-    """Tokens of prompt and answer together. Raises SettingsError."""
-    return None if value is None else integer("--max-model-len", value, least=1)
+def optional(option: str, value: int | None) -> int | None:
+    """An integer from 1, or nothing. Raises SettingsError."""
+    return None if value is None else integer(option, value, least=1)
 
 
 def integer(option: str, text: str | int, *, least: int) -> int:

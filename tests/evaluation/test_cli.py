@@ -56,6 +56,7 @@ def run(*arguments, model=CHECKPOINT):
         (["--dtype", "fp8"], "--dtype has 'fp8', allowed are"),
         (["--max-model-len", "0"], "--max-model-len is 0, allowed are integers from 1"),
         (["--max-model-len", "512"], "but --max-model-len is 512"),
+        (["--max-tokens", "0"], "--max-tokens is 0, allowed are integers from 1"),
         (["--concurrency", "0"], "--concurrency is 0, allowed are integers from 1"),
         (["--data", "no"], "--data is 'no', which is no folder"),
         (["--out", __file__], "which is no folder"),

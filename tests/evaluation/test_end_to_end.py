@@ -22,6 +22,7 @@ from headkv_vllm.config import Settings
 from headkv_vllm.demo import HELD
 from headkv_vllm.evaluation.cells import Compression
 from headkv_vllm.evaluation.loading import load_tokenizer
+from headkv_vllm.evaluation.prompts import read_prompts
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.scores.head_scores import resolve
 from headkv_vllm.scores.identity import identify_checkpoint
@@ -98,9 +99,9 @@ class TestTwoServers:
             enable_prefix_caching=False,
             **COMMON,
         )
-        prompts = [json.loads(line) for line in (out / "prompts.jsonl").read_text().splitlines()]
+        prompts = read_prompts(out)
         answers = [
-            engine.call(inside.generate, [prompt["ids"]], prompt["max_new_tokens"])[0]
+            engine.call(inside.generate, [list(prompt.ids)], prompt.sample.max_new_tokens)[0]
             for prompt in prompts
         ]
         engine.stop()
@@ -108,7 +109,7 @@ class TestTwoServers:
         tokenizer = load_tokenizer(str(checkpoint_path()))
         for prompt, answer in zip(prompts, answers, strict=True):
             text = tokenizer.decode(answer, skip_special_tokens=True)
-            assert found[prompt["task"], prompt["id"]]["text"].strip() == text
+            assert found[prompt.sample.task, prompt.sample.id]["text"].strip() == text
 
     def test_the_memory_is_what_the_plan_says(self, out: Path) -> None:
         identity = identify_checkpoint(checkpoint_path())

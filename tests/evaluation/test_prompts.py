@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samples in tokens: plain text, chats, and where the question begins."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headkv_vllm.errors import ModelError
-from headkv_vllm.evaluation.prompts import PromptFormat, write_prompts
-from headkv_vllm.evaluation.results import sample_digest
+from headkv_vllm.evaluation.prompts import PromptFormat, read_prompts, write_prompts
 from headkv_vllm.evaluation.samples import Sample
 from tests.scoring.small_models import small_tokenizer
 
@@ -77,11 +75,13 @@ def test_the_templates_tokens_are_counted() -> None:
 def test_prompts_are_written_for_others(tmp_path: Path) -> None:
     prompts = [chat_format().prompt(sample(text)) for text in ("one", "two\u2028lines")]
     write_prompts(prompts, tmp_path)
-    lines = map(json.loads, (tmp_path / "prompts.jsonl").read_text().splitlines())
-    for line, prompt in zip(lines, prompts, strict=True):
-        assert tuple(line["ids"]) == prompt.ids
-        assert line["digest"] == sample_digest(prompt.sample)
-        assert line["context"] == prompt.sample.context and line["max_new_tokens"] == 8
+    assert read_prompts(tmp_path) == prompts
+
+
+def test_an_answer_may_be_shorter_than_its_task_lets_it() -> None:
+    for most, expected in ((4, 4), (8, 8), (100, 8), (None, 8)):
+        prompt = PromptFormat(Pairs(), max_tokens=most).prompt(sample())
+        assert prompt.sample.max_new_tokens == expected
 
 
 def test_without_a_template_there_is_no_chat() -> None:
