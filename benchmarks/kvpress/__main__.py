@@ -15,7 +15,7 @@ from rich.console import Console
 
 from benchmarks.kvpress.asking import ask
 from benchmarks.kvpress.environment import ROOT, make_environment, versions
-from benchmarks.kvpress.results import PREFIX, Run
+from benchmarks.kvpress.results import PREFIX, Run, same_answers
 from headkv_vllm.command_line import readable_errors
 from headkv_vllm.evaluation.plots import write_plots
 from headkv_vllm.evaluation.report import report
@@ -52,8 +52,8 @@ def main(
         results = [*run.results, *run.theirs()]
         rows = summarise(results, run.record.answers_depend_on["seed"])
         write_plots(results, rows, folder)
-        note = _note(versions(environment, PACKAGES))
-        (folder / "kvpress.md").write_text(report(rows, run.record, note))
+        notes = [_note(versions(environment, PACKAGES)), *same_answers(results)]
+        (folder / "kvpress.md").write_text(report(rows, run.record, *notes))
     typer.echo(folder / "kvpress.md")
 
 

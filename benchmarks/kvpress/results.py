@@ -2,12 +2,13 @@
 """What an evaluation left, and kvpress's answers as results of the same kind."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Self
 
+from headkv_vllm.evaluation.cells import Budget
 from headkv_vllm.evaluation.loading import load_tokenizer
 from headkv_vllm.evaluation.metrics import METRICS
 from headkv_vllm.evaluation.prompts import Prompt, read_prompts
@@ -18,6 +19,13 @@ from headkv_vllm.json_lines import complete_lines
 
 PREFIX: Final = "kvpress/"
 """What the policies of kvpress's results begin with."""
+TWINS: Final = {
+    "snapkv": "uniform",
+    "adakv": "adakv",
+    "pyramidkv": "pyramidkv",
+    "streaming": "streaming",
+}
+"""Presses, and our policies that mean the same."""
 
 
 @dataclass(frozen=True)
@@ -81,3 +89,22 @@ class Run:
                             "kept_bytes": answer["bytes"],
                         }
                     )
+
+
+def same_answers(results: Iterable[Result]) -> list[str]:
+    """For each press with a twin and each length: how often both give the same text."""
+    texts: dict[tuple[str, int], dict[tuple[str, Budget], str]] = {}
+    for result in results:
+        key = (result.policy, result.length)
+        texts.setdefault(key, {})[result.sample, result.budget] = result.text.strip()
+    lines = []
+    for press, policy in TWINS.items():
+        for name, length in sorted(key for key in texts if key[0] == PREFIX + press):
+            theirs, ours = texts[name, length], texts.get((policy, length), {})
+            same = [text == ours[key] for key, text in theirs.items() if key in ours]
+            if same:
+                lines.append(
+                    f"{name} and {policy}, {length:,} tokens: {sum(same)} of {len(same)} answers "
+                    "are the same, letter for letter."
+                )
+    return lines

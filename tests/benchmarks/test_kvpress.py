@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.kvpress.asking import request
 from benchmarks.kvpress.environment import ROOT
-from benchmarks.kvpress.results import Run
+from benchmarks.kvpress.results import Run, same_answers
 from headkv_vllm.errors import HeadKVError
 from headkv_vllm.evaluation.loading import load_tokenizer
 from headkv_vllm.evaluation.prompts import PromptFormat, write_prompts
@@ -104,6 +104,11 @@ def test_answers_are_scored_as_ours_and_not_asked_again(folder: Path) -> None:
         ("kvpress/snapkv", 64, 0.0, 64, 9),
         ("kvpress/snapkv", 64, 0.0, 64, 9),
     ]
+    # Ours say nothing here, and so does a word that the model does not know.
+    assert same_answers([*run.results, *run.theirs()]) == [
+        "kvpress/snapkv and uniform, 256 tokens: 2 of 3 answers are the same, letter for letter."
+    ]
+    assert len(same_answers(run.results)) == 0
 
 
 def test_a_folder_that_is_no_evaluation_is_refused(tmp_path: Path) -> None:

@@ -46,10 +46,6 @@ POOLS: Final[dict[str, tuple[str, ...]]] = {
         "dish": "plum dumplings | onion soup | pea stew | walnut bread | smoked trout |"
         " cherry cake | carrot pie | roast goose | honey biscuits | potato pancakes"
         " | apple strudel | lentil soup | ginger cookies | mushroom pie",
-        "animal": "fox | goose | bear | otter | hedgehog | owl | donkey | goat | rabbit |"
-        " swan | wolf | badger | heron | pig | turtle | cat",
-        "plant": "barley | lavender | mint | rosemary | juniper | thyme | ivy | rye | clover"
-        " | basil | sage | nettle | jasmine | fennel",
         "instrument": "violin | trumpet | flute | harp | accordion | cello | drum | clarinet |"
         " guitar | organ | mandolin | tuba",
         "month": "January | February | March | April | May | June | July | August |"
