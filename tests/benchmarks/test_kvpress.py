@@ -12,13 +12,8 @@ from benchmarks.kvpress.environment import ROOT
 from benchmarks.kvpress.results import Run, same_answers
 from headkv_vllm.errors import HeadKVError
 from headkv_vllm.evaluation.loading import load_tokenizer
-from headkv_vllm.evaluation.prompts import PromptFormat, write_prompts
-from headkv_vllm.evaluation.registry import find_task
-from headkv_vllm.evaluation.results import Result, ResultsFile, sample_digest
-from headkv_vllm.evaluation.run_record import RunRecord
-from headkv_vllm.needle.paths import checkpoint_path
+from tests.benchmarks.made_up_runs import MODEL, made_up_run
 
-MODEL = str(checkpoint_path())
 TOKENS, N = 256, 3
 KEPT = {64: 64, 0.5: 128, 256: 256}
 """By budget; with the last of them nothing is given up."""
@@ -28,40 +23,8 @@ PYTHON = ROOT / ".cache" / "kvpress-venv" / "bin" / "python"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """What an evaluation of two tasks with three budgets leaves."""
-    depends_on = {"model": MODEL, "tokenizer": None, "settings": {"window": 16}, "chat": False}
-    record = RunRecord.now({**depends_on, "dtype": "float32"}, "headkv eval", {}, {})
-    record.write_to(tmp_path)
-    tokenizer = load_tokenizer(MODEL)
-    file = ResultsFile(tmp_path / "results.jsonl", record.digest)
-    prompts = []
-    for task in ("needle/single", "needle/multi-key"):
-        samples = find_task(task).samples(N, TOKENS, 0, tokenizer, None)
-        prompts += map(PromptFormat(tokenizer).prompt, samples)
-    write_prompts(prompts, tmp_path)
-    for prompt in prompts:
-        for budget, kept in KEPT.items():
-            file.append(result(record, prompt.sample, budget, kept))
-    return tmp_path
-
-
-def result(record, sample, budget, kept):
-    return Result(
-        run=record.digest,
-        task=sample.task,
-        length=TOKENS,
-        policy="uniform",
-        budget=budget,
-        id=sample.id,
-        sample=sample_digest(sample),
-        score=0.0,
-        text="",
-        depth=None,
-        num_prompt_tokens=TOKENS,
-        num_output_tokens=1,
-        kept_bytes=kept,
-        full_bytes=TOKENS,
-        kept_tokens=float(kept),
-    )
+    cells = {("uniform", budget): (kept, 0.0) for budget, kept in KEPT.items()}
+    return made_up_run(tmp_path, ("needle/single", "needle/multi-key"), N, TOKENS, cells)
 
 
 def answered(asked, prompt, press, kept, text):
