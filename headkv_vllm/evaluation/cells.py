@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The grid of an evaluation: tasks and lengths, each asked of several servers."""
+"""The grid of an evaluation: tasks and lengths, each under several compressions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from headkv_vllm.config import Settings
+from headkv_vllm.request_arguments import BUDGET, POLICY, RATIO
 
 FULL: Final = "full"
-"""Stock vLLM, which keeps all of a prompt."""
+"""The whole cache: of stock vLLM, unless told otherwise."""
 GIVEN: Final = "given"
 """Whatever a server that the user started does."""
 
@@ -18,7 +19,7 @@ Budget = int | float | None
 
 @dataclass(frozen=True)
 class Compression:
-    """What one server does with its prompts. A run starts one server for each of these.
+    """What a server does with a prompt.
 
     policy: FULL, GIVEN, or one of the policies in the settings.
     """
@@ -31,18 +32,20 @@ class Compression:
 
     @property
     def is_compressed(self) -> bool:
-        """Whether the server runs our backend, so far as this run knows."""
+        """Whether the prompt is for our backend, so far as this run knows."""
         return self.policy not in (FULL, GIVEN)
 
-    def settings(self, common: Mapping[str, Any]) -> dict[str, Any]:
-        """`common` with this policy and budget, as `--additional-config` takes them."""
+    def settings(self, common: Mapping[str, Any]) -> Settings:
+        """`common` with this policy and budget, checked. Raises SettingsError."""
         assert self.is_compressed and self.budget is not None
         name = "budget" if isinstance(self.budget, int) else "ratio"
-        return {**common, "policy": self.policy, name: self.budget}
+        return Settings.parse({**common, "policy": self.policy, name: self.budget})
 
-    def parsed(self, common: Mapping[str, Any]) -> Settings:
-        """The same, checked. Raises SettingsError."""
-        return Settings.parse(self.settings(common))
+    def request_arguments(self) -> dict[str, Any]:
+        """What a request to our server asks for, as its `vllm_xargs`."""
+        if not self.is_compressed:
+            return {BUDGET: 0}
+        return {POLICY: self.policy, BUDGET if isinstance(self.budget, int) else RATIO: self.budget}
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,12 @@ def compressions(policies: Sequence[str], budgets: Sequence[int | float]) -> lis
 
 
 def grid(
-    tasks: Sequence[str], lengths: Sequence[int], servers: Sequence[Compression]
+    tasks: Sequence[str], lengths: Sequence[int], compressed: Sequence[Compression]
 ) -> list[Cell]:
-    """All cells, server by server, so that each is started once."""
+    """All cells, compression by compression."""
     return [
-        Cell(task, length, server.policy, server.budget)
-        for server in servers
+        Cell(task, length, one.policy, one.budget)
+        for one in compressed
         for task in tasks
         for length in lengths
     ]

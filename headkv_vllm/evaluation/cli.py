@@ -25,7 +25,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME,..",
-            help="full (stock vLLM), headkv, uniform or another policy of the settings. "
+            help="full (the whole cache), headkv, uniform or another policy of the settings. "
             "Without it: full,headkv,uniform.",
         ),
     ] = None,
@@ -50,15 +50,29 @@ def evaluate(
         str | None,
         typer.Option(help="Ask this running server instead of starting any."),
     ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Ask in the tokenizer's chat format, as instruct models want."),
+    ] = False,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of an answer at most. Without it: the task's own.")
+    ] = None,
     question_agnostic: Annotated[
         bool,
         typer.Option(
             "--question-agnostic", help="Compress the context before the question is known."
         ),
     ] = False,
+    stock: Annotated[
+        bool,
+        typer.Option(
+            "--stock/--no-stock",
+            help="Ask stock vLLM for full; or the one compressed server, with budget 0.",
+        ),
+    ] = True,
     settings: Annotated[
         str | None,
-        typer.Option(metavar="JSON", help="Further headkv settings, for all servers."),
+        typer.Option(metavar="JSON", help="Further headkv settings, for all policies."),
     ] = None,
     block_size: Annotated[int, typer.Option(help="vLLM's --block-size, in tokens.")] = 16,
     dtype: Annotated[
@@ -78,9 +92,10 @@ def evaluate(
 ) -> None:
     """Measure what compression costs: scores of tasks, with intervals, beside the memory kept.
 
-    Starts a vllm serve for each policy and budget, asks it all tasks, and writes a report, pictures
-    and every answer to --out. What is there already is not asked again, so an interrupted run goes
-    on where it stopped when the same command is given again, and a larger grid adds to it.
+    Starts stock vLLM for full, and then one server of ours for all policies and budgets, which each
+    request brings with it, so that a prompt is computed once for all of them. Writes a report,
+    pictures and every answer to --out. What is there already is not asked again, so an interrupted
+    run goes on where it stopped when the same command is given again, and a larger grid adds to it.
     """
     console = Console(stderr=True)
     with readable_errors(), ends_on_sigterm():
@@ -95,7 +110,7 @@ def evaluate(
                 model=model,
                 tasks=parse.parse_names("--tasks", tasks, tuple(TASKS)),
                 lengths=parse.parse_lengths(lengths),
-                servers=parse.parse_servers(policies, budgets, common, address),
+                compressions=parse.parse_compressions(policies, budgets, common, address),
                 n=least("-n", n, least=1),
                 seed=least("--seed", seed, least=0),
                 out=parse.parse_out(out, model),
@@ -105,8 +120,11 @@ def evaluate(
                 tokenizer=tokenizer,
                 block_size=least("--block-size", block_size, least=1),
                 dtype=parse.parse_dtype(dtype),
-                max_model_len=parse.parse_max_model_len(max_model_len),
+                max_model_len=parse.optional("--max-model-len", max_model_len),
+                chat=chat,
+                max_tokens=parse.optional("--max-tokens", max_tokens),
                 question_agnostic=question_agnostic,
+                stock=stock,
                 concurrency=least("--concurrency", concurrency, least=1),
                 serve_arguments=parse.parse_serve_arguments(serve_args),
             )

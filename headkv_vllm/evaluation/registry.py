@@ -12,6 +12,7 @@ from headkv_vllm.evaluation.tasks.longbench_v2 import LONGBENCH_V2_TASKS
 from headkv_vllm.evaluation.tasks.loogle import LOOGLE_TASKS
 from headkv_vllm.evaluation.tasks.needle import NEEDLE_TASKS
 from headkv_vllm.evaluation.tasks.ruler import RULER_TASKS
+from headkv_vllm.evaluation.tasks.town.task import TownTask
 
 _ALL: Final[tuple[Task, ...]] = (
     *NEEDLE_TASKS,
@@ -20,6 +21,7 @@ _ALL: Final[tuple[Task, ...]] = (
     *LONGBENCH_V2_TASKS,
     *LOOGLE_TASKS,
     *BABILONG_TASKS,
+    TownTask(),
 )
 TASKS: Final[dict[str, Task]] = {task.name: task for task in _ALL}
 

@@ -9,11 +9,11 @@ from headkv_vllm.evaluation.cells import FULL, GIVEN
 from headkv_vllm.evaluation.intervals import Interval
 from headkv_vllm.evaluation.results import EvaluationError
 from headkv_vllm.evaluation.run_record import RunRecord
-from headkv_vllm.evaluation.summary import Row
+from headkv_vllm.evaluation.summary import UNIFORM, Row
 
 HEADER: Final = (
-    *("task", "length", "policy", "budget", "score %", "95 % interval", "against full", "n"),
-    *("kept KiB", "of full cache", "output tokens"),
+    *("task", "length", "policy", "budget", "score %", "against full", "against uniform", "n"),
+    *("kept tokens", "kept %", "kept KiB", "output tokens"),
 )
 NUM_TEXT_COLUMNS: Final = 1
 UNKNOWN: Final = "-"
@@ -29,12 +29,12 @@ def write_report(rows: Sequence[Row], record: RunRecord, folder: Path) -> Path:
     return path
 
 
-def report(rows: Sequence[Row], record: RunRecord) -> str:
-    """The report as Markdown."""
+def report(rows: Sequence[Row], record: RunRecord, *notes: str) -> str:
+    """The report as Markdown. notes: sentences to add to its own."""
     parts = [
         f"# {_title(record)}",
         "\n".join(table(rows)),
-        "\n".join(f"- {note}" for note in _notes(rows, record)),
+        "\n".join(f"- {note}" for note in [*_notes(rows, record), *notes]),
         f"Made by\n\n```sh\n{record.command}\n```",
     ]
     return "\n\n".join(parts) + "\n"
@@ -54,14 +54,19 @@ def _cells(row: Row) -> list[str]:
         f"{cell.length:,}" if cell.length else "whole",
         cell.policy,
         UNKNOWN if cell.budget is None else str(cell.budget),
-        _per_cent(row.score.mean),
-        _bounds(row.score),
+        f"{_per_cent(row.score.mean)} ({_bounds(row.score)})",
         _difference(row.against_full),
+        _difference(row.against_uniform),
         str(row.n),
-        UNKNOWN if row.kept_bytes is None else f"{row.kept_bytes / 1024:,.1f}",
-        UNKNOWN if row.kept_share is None else f"{row.kept_share:.1%}",
+        _number(row.kept_tokens),
+        UNKNOWN if row.kept_share is None else _per_cent(row.kept_share),
+        UNKNOWN if row.kept_bytes is None else _number(row.kept_bytes / 1024),
         f"{row.output_tokens:.1f}",
     ]
+
+
+def _number(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:,.1f}"
 
 
 def _per_cent(value: float, sign: str = "") -> str:
@@ -75,7 +80,8 @@ def _bounds(interval: Interval, sign: str = "") -> str:
 def _difference(interval: Interval | None) -> str:
     if interval is None:
         return UNKNOWN
-    return f"{_per_cent(interval.mean, '+')} ({_bounds(interval, '+')})"
+    star = "" if interval.low <= 0 <= interval.high else " *"
+    return f"{_per_cent(interval.mean, '+')} ({_bounds(interval, '+')}){star}"
 
 
 def _title(record: RunRecord) -> str:
@@ -91,11 +97,14 @@ def _notes(rows: Sequence[Row], record: RunRecord) -> list[str]:
         "the mean, 2,000 resamples. Where all samples scored the same it has no width, which says "
         "nothing about other samples."
     ]
-    if any(row.against_full is not None for row in rows):
+    if any(row.against_full or row.against_uniform for row in rows):
         notes.append(
-            f"Against full: points more or less than policy {FULL}, with the interval of the mean "
-            "difference on the same samples."
+            f"Against: points more or less than policy {FULL}, or than {UNIFORM} with the same "
+            "budget, with the interval of the mean difference on the same samples. A star marks an "
+            "interval without 0."
         )
+    if depends_on["chat"]:
+        notes.append("Asked in the tokenizer's chat format; its tokens are part of the prompt.")
     notes += _memory_notes(rows, record)
     if depends_on["question_agnostic"]:
         notes.append(
@@ -115,10 +124,16 @@ def _memory_notes(rows: Sequence[Row], record: RunRecord) -> list[str]:
     if any(row.cell.policy == GIVEN for row in rows):
         return [f"Policy {GIVEN}: what the server at {record.answers_depend_on['url']} does."]
     notes = [
-        "Kept KiB: KV memory that a prompt holds once it is computed, mean over the prompts. It is "
-        "by plan, from each prompt's tokens as the server counted them (headkv plan), in whole "
-        f"blocks of {record.answers_depend_on['block_size']} tokens. Policy {FULL} is stock vLLM "
-        "at its own block size, counted in the same blocks; it holds all of them."
+        "Kept tokens: of a prompt, per KV head on average. Kept KiB: KV memory that a prompt holds "
+        "once it is computed. Means over the prompts, by plan, from each prompt's tokens as the "
+        "server counted them (headkv plan), in whole blocks of "
+        f"{record.answers_depend_on['block_size']} tokens; the sum over all prompts was compared "
+        "with the server's own count. "
+        + (
+            f"Policy {FULL} is stock vLLM at its own block size, counted in the same blocks."
+            if record.answers_depend_on["stock"]
+            else f"Policy {FULL} is the same server with budget 0."
+        )
     ]
     notes += [f"Head scores of {policy}: {source}." for policy, source in record.scores.items()]
     return notes

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
 
 from headkv_vllm.budgets.cli import BYTES_PER_ELEMENT
-from headkv_vllm.config import PolicyName
+from headkv_vllm.config import PolicyName, ScoredPolicy
 from headkv_vllm.errors import SettingsError, shown
 from headkv_vllm.evaluation.cells import FULL, GIVEN, Cell, Compression, compressions, grid
 
@@ -30,15 +30,17 @@ Value = TypeVar("Value")
 class EvalRequest:
     """One evaluation; the fields are the options of `headkv eval`.
 
-    servers: what is compared. url: of a running server, which is then all that is asked.
-    settings: of headkv, for all servers, without policy and budget.
+    compressions: what is compared. url: of a running server, which is then all that is asked.
+    settings: of headkv, for all of them, without policy and budget.
+    max_tokens: of an answer, where its task would let it be longer.
+    stock: whether the whole cache is stock vLLM's; else it is our server's, with budget 0.
     serve_arguments: further arguments of `vllm serve`.
     """
 
     model: str
     tasks: tuple[str, ...]
     lengths: tuple[int, ...]
-    servers: tuple[Compression, ...]
+    compressions: tuple[Compression, ...]
     n: int
     seed: int
     out: Path
@@ -49,14 +51,33 @@ class EvalRequest:
     block_size: int = 16
     dtype: str = "auto"
     max_model_len: int | None = None
+    chat: bool = False
+    max_tokens: int | None = None
     question_agnostic: bool = False
+    stock: bool = True
     concurrency: int = 8
     serve_arguments: tuple[str, ...] = ()
 
     @property
     def cells(self) -> list[Cell]:
         """All cells of the grid."""
-        return grid(self.tasks, self.lengths, self.servers)
+        return grid(self.tasks, self.lengths, self.compressions)
+
+    @property
+    def server_settings(self) -> dict[str, Any]:
+        """What our server starts with; each request brings a policy and a budget of its own.
+
+        Its policy is one that uses head scores if any does, for then it looks them up.
+        """
+        compressed = [one for one in self.compressions if one.is_compressed]
+        if not compressed:
+            return {**self.settings, "budget": 0}
+        with_scores = [one for one in compressed if one.policy in get_args(ScoredPolicy)]
+        own = (with_scores or compressed)[0].settings(self.settings)
+        return {
+            **self.settings,
+            **own.model_dump(include={"policy", "budget", "ratio"}, exclude_none=True),
+        }
 
 
 def parse_names(option: str, text: str, allowed: Sequence[str]) -> tuple[str, ...]:
@@ -74,7 +95,7 @@ def parse_lengths(text: str) -> tuple[int, ...]:
     return _parts("--lengths", text, lambda part: integer("--lengths", part, least=0))
 
 
-def parse_servers(
+def parse_compressions(
     policies: str | None, budgets: str | None, settings: dict[str, Any], url: str | None
 ) -> tuple[Compression, ...]:
     """What is compared. Raises SettingsError, also for settings that do not go together."""
@@ -85,11 +106,11 @@ def parse_servers(
         return (Compression(GIVEN),)
     names = parse_names("--policies", policies or f"{FULL},headkv,uniform", POLICIES)
     amounts = _parts("--budgets", budgets or "128", _budget)
-    servers = tuple(compressions(names, amounts))
-    for server in servers:
-        if server.is_compressed:
-            server.parsed(settings)
-    return servers
+    compared = tuple(compressions(names, amounts))
+    for one in compared:
+        if one.is_compressed:
+            one.settings(settings)
+    return compared
 
 
 def parse_settings(text: str | None) -> dict[str, Any]:
@@ -149,9 +170,9 @@ def parse_out(out: Path | None, model: str) -> Path:
     return path
 
 
-def parse_max_model_len(value: int | None) -> int | None:
-    """Tokens of prompt and answer together. Raises SettingsError."""
-    return None if value is None else integer("--max-model-len", value, least=1)
+def optional(option: str, value: int | None) -> int | None:
+    """An integer from 1, or nothing. Raises SettingsError."""
+    return None if value is None else integer(option, value, least=1)
 
 
 def integer(option: str, text: str | int, *, least: int) -> int:

@@ -4,6 +4,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Self
 
@@ -27,6 +28,7 @@ class Result(BaseModel):
     text: what was scored. forced_tokens: output tokens before it, in question-agnostic runs.
     num_prompt_tokens, num_output_tokens: as the server counted them, without the forced ones.
     kept_bytes, full_bytes: KV memory for the prompt, and in stock vLLM; None where not known.
+    kept_tokens: of the prompt, per KV head on average; None where not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -46,6 +48,7 @@ class Result(BaseModel):
     forced_tokens: int = Field(ge=0, default=0)
     kept_bytes: int | None
     full_bytes: int | None
+    kept_tokens: float | None
 
     @property
     def cell(self) -> Cell:
@@ -58,13 +61,7 @@ Key = tuple[str, int, str, Budget, str, str]
 
 def sample_digest(sample: Sample) -> str:
     """16 hex digits over all that `sample` holds."""
-    text = json.dumps(
-        [
-            *(sample.task, sample.id, sample.context, sample.question, sample.answers),
-            *(sample.max_new_tokens, sample.choices),
-        ]
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(asdict(sample)).encode()).hexdigest()[:16]
 
 
 class ResultsFile:

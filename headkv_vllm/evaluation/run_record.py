@@ -82,13 +82,19 @@ class RunRecord(BaseModel):
         except OSError as error:
             raise EvaluationError(f"{str(path)!r} cannot be used: {error.strerror}") from None
 
-    def _check_same(self, path: Path) -> None:
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The record in `folder`. Raises EvaluationError where there is none."""
+        path = folder / "run.json"
         try:
-            there = RunRecord.model_validate_json(path.read_bytes()).answers_depend_on
-        except ValidationError:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError):
             raise EvaluationError(
-                f"{str(path)!r} is no record of a run: give another --out"
+                f"{str(path)!r} is no record of a run: give another folder"
             ) from None
+
+    def _check_same(self, path: Path) -> None:
+        there = RunRecord.read(path.parent).answers_depend_on
         for key in sorted({*there, *self.answers_depend_on}):
             old, new = there.get(key), self.answers_depend_on.get(key)
             if old != new:

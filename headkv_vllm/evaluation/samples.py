@@ -9,12 +9,14 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt with the answers that count as right. The prompt is `context + question`.
+    """One prompt with the answers that count as right.
 
     id: unique within its task and length; the same arguments give the same ids.
     task: the task's name, such as "ruler/vt".
     context: what can be read before the question is known.
     question: what follows it, with the template's words after the context.
+    answer_prefix: what the answer is to go on from: the prompt's end, and in a chat the beginning
+        of the assistant's message.
     answers: the accepted answers; what more than one of them means is the metric's.
     length: prompt tokens asked for, special tokens included; 0 where the text is taken as it is.
     depth: where in the context the needle stands, 0 (start) to 1 (end); None without one needle.
@@ -30,21 +32,34 @@ class Sample:
     length: int
     depth: float | None = None
     choices: tuple[str, ...] = ()
+    answer_prefix: str = ""
 
     @property
     def prompt(self) -> str:
-        """The text that is sent; the tokenizer adds its special tokens."""
-        return self.context + self.question
+        """All of it as plain text; the tokenizer adds its special tokens."""
+        return self.context + self.question + self.answer_prefix
 
 
 class Tokenizer(Protocol):
-    """What tasks need of a Hugging Face tokenizer."""
+    """What is needed of a Hugging Face tokenizer."""
+
+    chat_template: str | None
 
     def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
         """Token ids of `text`, special tokens included unless told otherwise."""
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = ...) -> Any:
         """The text of token ids: a string."""
+
+    def apply_chat_template(
+        self,
+        messages: list[dict[str, str]],
+        *,
+        tokenize: bool,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+    ) -> Any:
+        """The chat as one text, special tokens included: a string where nothing is tokenized."""
 
 
 class Task(Protocol):

@@ -2,11 +2,14 @@
 """The results of each cell as a row of the report."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from headkv_vllm.evaluation.cells import FULL, Cell
 from headkv_vllm.evaluation.intervals import Interval, bootstrap_interval
 from headkv_vllm.evaluation.results import Result
+
+UNIFORM: Final = "uniform"
 
 
 @dataclass(frozen=True)
@@ -14,24 +17,25 @@ class Row:
     """One cell. Scores are 0 to 1; means are over its samples.
 
     against_full: this cell's score less that of the whole cache, sample by sample; None where the
-        whole cache was not asked, or is this cell.
-    kept_bytes, full_bytes: per prompt; None where not known.
+        whole cache was not asked, or is this cell. against_uniform: the same, with the policy
+        `uniform` at this cell's budget.
+    kept_bytes, kept_tokens: per prompt; None where not known. prompt_tokens: of each prompt.
     """
 
     cell: Cell
     n: int
     score: Interval
     against_full: Interval | None
+    against_uniform: Interval | None
     kept_bytes: float | None
-    full_bytes: float | None
+    kept_tokens: float | None
+    prompt_tokens: float
     output_tokens: float
 
     @property
     def kept_share(self) -> float | None:
-        """The kept part of what stock vLLM holds, all prompts together."""
-        if self.kept_bytes is None or not self.full_bytes:
-            return None
-        return self.kept_bytes / self.full_bytes
+        """The kept part of the prompts' tokens."""
+        return None if self.kept_tokens is None else self.kept_tokens / self.prompt_tokens
 
 
 def summarise(results: Iterable[Result], seed: int) -> list[Row]:
@@ -59,22 +63,26 @@ def _row(cell: Cell, cells: Mapping[Cell, Sequence[Result]], seed: int) -> Row:
         cell=cell,
         n=len(results),
         score=bootstrap_interval([result.score for result in results], seed),
-        against_full=_against_full(cell, cells, seed),
+        against_full=_against(replace(cell, policy=FULL, budget=None), cell, cells, seed),
+        against_uniform=_against(replace(cell, policy=UNIFORM), cell, cells, seed),
         kept_bytes=_mean([result.kept_bytes for result in results]),
-        full_bytes=_mean([result.full_bytes for result in results]),
+        kept_tokens=_mean([result.kept_tokens for result in results]),
+        prompt_tokens=sum(result.num_prompt_tokens for result in results) / len(results),
         output_tokens=sum(result.num_output_tokens for result in results) / len(results),
     )
 
 
-def _against_full(cell: Cell, cells: Mapping[Cell, Sequence[Result]], seed: int) -> Interval | None:
+def _against(
+    other: Cell, cell: Cell, cells: Mapping[Cell, Sequence[Result]], seed: int
+) -> Interval | None:
     """Paired: the samples' own difficulty, which both share, falls out."""
-    full = {r.sample: r.score for r in cells.get(Cell(cell.task, cell.length, FULL), ())}
-    differences = [r.score - full[r.sample] for r in cells[cell] if r.sample in full]
-    if cell.policy == FULL or not differences:
+    scores = {r.sample: r.score for r in cells.get(other, ())}
+    differences = [r.score - scores[r.sample] for r in cells[cell] if r.sample in scores]
+    if cell == other or not differences:
         return None
     return bootstrap_interval(differences, seed)
 
 
-def _mean(values: Sequence[int | None]) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None

@@ -34,8 +34,11 @@ def completion(text: str, **choice: Any) -> tuple[int, dict[str, Any]]:
 
 
 @contextmanager
-def answering(reply: Reply) -> Iterator[Recorded]:
-    """The server while the block runs; `reply` makes status and document from a request's."""
+def answering(reply: Reply, metrics: str = "") -> Iterator[Recorded]:
+    """The server while the block runs; `reply` makes status and document from a request's.
+
+    metrics: what it says at `/metrics`.
+    """
     recorded, lock = Recorded(), threading.Lock()
     running = 0
 
@@ -53,13 +56,15 @@ def answering(reply: Reply) -> Iterator[Recorded]:
             self._send(*reply(body))
 
         def do_GET(self) -> None:
-            self._send(200, {"object": "list", "data": [{"id": "served", "object": "model"}]})
+            models = {"object": "list", "data": [{"id": "served", "object": "model"}]}
+            self._send(200, metrics if self.path == "/metrics" else models)
 
-        def _send(self, status: int, document: dict[str, Any]) -> None:
+        def _send(self, status: int, document: dict[str, Any] | str) -> None:
+            text = isinstance(document, str)
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/plain" if text else "application/json")
             self.end_headers()
-            self.wfile.write(json.dumps(document).encode())
+            self.wfile.write((document if text else json.dumps(document)).encode())
 
         def log_message(self, *_: object) -> None:
             pass

@@ -10,8 +10,9 @@ from headkv_vllm.evaluation import request as parse
 from headkv_vllm.evaluation.cells import Compression
 from headkv_vllm.evaluation.request import EvalRequest
 from headkv_vllm.evaluation.run_record import RunRecord
-from headkv_vllm.evaluation.serving import serve_arguments
+from headkv_vllm.evaluation.serving import Server, serve_arguments, servers_of
 from headkv_vllm.needle.paths import checkpoint_path
+from tests.scoring.small_models import small_tokenizer
 
 CHECKPOINT = checkpoint_path()
 NEEDLE = ("--tasks", "needle/single", "--lengths", "512", "-n", "2")
@@ -55,6 +56,7 @@ def run(*arguments, model=CHECKPOINT):
         (["--dtype", "fp8"], "--dtype has 'fp8', allowed are"),
         (["--max-model-len", "0"], "--max-model-len is 0, allowed are integers from 1"),
         (["--max-model-len", "512"], "but --max-model-len is 512"),
+        (["--max-tokens", "0"], "--max-tokens is 0, allowed are integers from 1"),
         (["--concurrency", "0"], "--concurrency is 0, allowed are integers from 1"),
         (["--data", "no"], "--data is 'no', which is no folder"),
         (["--out", __file__], "which is no folder"),
@@ -70,10 +72,13 @@ def run(*arguments, model=CHECKPOINT):
         (["--serve-args", "--port 3"], "--serve-args has '--port', which is not to be given"),
         (["--serve-args", "--seed 1 -ac.backend=headkv"], "--serve-args has '-ac.backend=headkv'"),
         (["--tokenizer", "no such"], "'no such'"),
+        (["--chat", "--tokenizer", "plain"], "has no chat template, which --chat needs"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_value_that_does_not_do_is_refused_in_one_line(arguments, message, tmp_path):
+    if "plain" in arguments:
+        small_tokenizer().save_pretrained("plain")
     result = run(*NEEDLE, *arguments)
     assert (result.exit_code, result.stdout) == (1, ""), result.output
     assert result.stderr.splitlines()[-1].startswith("headkv: error: ")
@@ -102,20 +107,20 @@ def test_tasks_must_be_given_and_help_names_the_options():
 
 
 def test_what_is_not_given_compares_the_method_with_both_ends():
-    assert parse.parse_servers(None, None, {}, None) == (
+    assert parse.parse_compressions(None, None, {}, None) == (
         Compression("full"),
         Compression("headkv", 128),
         Compression("uniform", 128),
     )
-    assert parse.parse_servers(None, None, {}, "http://a") == (Compression("given"),)
+    assert parse.parse_compressions(None, None, {}, "http://a") == (Compression("given"),)
     assert parse.parse_url("http://a:1/v1/") == "http://a:1"
     assert parse.parse_lengths("512, 0,512") == (512, 0)
 
 
 def test_budgets_are_checked_with_the_settings_they_will_meet():
     with pytest.raises(SettingsError, match="budget=64 is not allowed"):
-        parse.parse_servers("full,uniform", "128,64", {"window": 64}, None)
-    assert parse.parse_servers("full", "64", {"window": 64}, None) == (Compression("full"),)
+        parse.parse_compressions("full,uniform", "128,64", {"window": 64}, None)
+    assert parse.parse_compressions("full", "64", {"window": 64}, None) == (Compression("full"),)
 
 
 def request(**changes):
@@ -123,7 +128,7 @@ def request(**changes):
         "model": "m",
         "tasks": ("a",),
         "lengths": (1,),
-        "servers": (),
+        "compressions": (),
         "n": 1,
         "seed": 0,
         "out": None,
@@ -133,23 +138,50 @@ def request(**changes):
     return EvalRequest(**given)
 
 
-def test_the_server_is_stock_for_full_and_ours_for_the_rest():
-    full = serve_arguments(request(), Compression("full"))
+COMPARED = (Compression("full"), Compression("uniform", 64), Compression("headkv", 0.5))
+
+
+def test_one_server_is_stock_and_the_other_serves_all_that_is_compressed():
+    stock, ours = servers_of(request(compressions=COMPARED))
+    assert stock == Server("stock", COMPARED[:1]) and ours == Server("headkv", COMPARED[1:])
+    assert stock.arguments(COMPARED[0]) == {}
+    assert ours.arguments(COMPARED[1]) == {"headkv_policy": "uniform", "headkv_budget": 64}
+    assert ours.arguments(COMPARED[2]) == {"headkv_policy": "headkv", "headkv_ratio": 0.5}
+    assert servers_of(request(compressions=COMPARED[:1])) == [stock]
+    assert servers_of(request(compressions=COMPARED[1:])) == [ours]
+    (given,) = servers_of(request(compressions=(Compression("given"),)))
+    assert given.arguments(Compression("given")) == {}
+
+
+def test_without_stock_there_is_one_server_for_all():
+    (server,) = servers_of(request(compressions=COMPARED, stock=False))
+    assert server == Server("headkv", COMPARED)
+    assert server.arguments(COMPARED[0]) == {"headkv_budget": 0}
+    alone = request(compressions=COMPARED[:1], stock=False)
+    assert alone.server_settings == {"window": 16, "budget": 0}
+
+
+def test_our_server_looks_scores_up_where_any_policy_uses_them():
+    stock, ours = servers_of(request(compressions=COMPARED))
+    given = request(block_size=32, compressions=COMPARED)
+    full = serve_arguments(given, stock)
     assert full == ["m", "--served-model-name", "evaluated", "--dtype", "auto"]
-    ours = serve_arguments(request(block_size=32), Compression("headkv", 0.5))
-    assert ours[: len(full)] == full
-    assert ours[len(full) :] == [
+    words = serve_arguments(given, ours)
+    assert words[: len(full)] == full
+    assert words[len(full) :] == [
         *("--attention-backend", "headkv", "--additional-config"),
-        '{"headkv": {"window": 16, "policy": "headkv", "ratio": 0.5}}',
+        '{"headkv": {"window": 16, "ratio": 0.5, "policy": "headkv"}}',
         *("--block-size", "32"),
     ]
+    without = request(compressions=COMPARED[:2])
+    assert without.server_settings == {"window": 16, "policy": "uniform", "budget": 64}
 
 
 def test_options_reach_the_server():
     given = request(
         max_model_len=512, tokenizer="t", question_agnostic=True, serve_arguments=("--seed", "1")
     )
-    words = serve_arguments(given, Compression("full"))
+    words = serve_arguments(given, Server("stock", ()))
     for pair in (
         ("--max-model-len", "512"),
         ("--tokenizer", "t"),

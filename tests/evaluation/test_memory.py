@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kept bytes are the plan's, for every policy; stock vLLM holds every block."""
+"""Kept bytes are the plan's, for every policy, and what the server says it gave up is compared."""
 
 import pytest
 
@@ -7,11 +7,13 @@ from headkv_vllm.budgets.plan import make_plan
 from headkv_vllm.config import Settings
 from headkv_vllm.errors import ScoreFileError
 from headkv_vllm.evaluation.cells import Compression, compressions
-from headkv_vllm.evaluation.memory import MemoryPlans, scores_digest
+from headkv_vllm.evaluation.memory import MemoryPlans, check_saved, scores_digest
 from headkv_vllm.evaluation.request import POLICIES
+from headkv_vllm.evaluation.results import EvaluationError
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.scores.head_scores import resolve
 from headkv_vllm.scores.identity import identify_checkpoint
+from tests.evaluation.answering import answering
 
 IDENTITY = identify_checkpoint(checkpoint_path())
 BLOCK_BYTES = 2 * 4 * 32 * 16 * 4 * 4
@@ -30,6 +32,8 @@ def test_bytes_are_whole_blocks_by_the_plan(policy):
     # F = (1000 - 8) // 16 = 62, so one more.
     assert memory.full_bytes == 63 * BLOCK_BYTES
     assert memory.kept_bytes == (63 if policy == "full" else 7 + 1) * BLOCK_BYTES
+    # Of the tail's block 8 tokens are there.
+    assert memory.kept_tokens == (1000 if policy == "full" else 7 * 16 + 8)
 
 
 def test_settings_and_ratios_reach_the_plan():
@@ -37,7 +41,8 @@ def test_settings_and_ratios_reach_the_plan():
     settings = Settings(policy="uniform", ratio=0.25, window=32)
     scores = resolve(settings, IDENTITY).values
     plan = make_plan(scores, settings, 900, 16, 32, 4)
-    assert plans([server], {"window": 32}).of(server, 900).kept_bytes == plan.kv_bytes_held
+    memory = plans([server], {"window": 32}).of(server, 900)
+    assert (memory.kept_bytes, memory.kept_tokens) == (plan.kv_bytes_held, plan.mean_kept_tokens)
 
 
 def test_a_prompt_with_nothing_to_gain_keeps_all():
@@ -57,6 +62,26 @@ def test_scores_are_named_where_they_count_and_missed_where_they_lack():
     assert "no head scores are bundled" in warning
     assert scores_digest(known.headkv_scores) != scores_digest(unknown.headkv_scores)
     assert plans(servers[:1], identity=other).warnings() == []
+
+
+def test_a_server_that_held_more_than_planned_is_noticed():
+    """One that gave up 55 of 63 blocks, in two engines, of 880 tokens."""
+    text = """
+headkv:prompt_tokens_total{engine="0"} 900.0
+headkv:prompt_tokens_total{engine="1"} 100.0
+headkv:kept_tokens_total{engine="0"} 100.0
+headkv:kept_tokens_total{engine="1"} 20.0
+"""
+    server = Compression("uniform", 128)
+    known = plans([server])
+    memory = known.of(server, 1000)
+    saved = memory.full_bytes - memory.kept_bytes
+    with answering(lambda body: (200, {}), metrics=text) as recorded:
+        assert check_saved(recorded.url, saved, known.token_bytes) is None
+        warning = check_saved(recorded.url, 2 * saved, known.token_bytes)
+        assert "gave 3,520 KiB of the prompts up and not the 7,040 that were planned" in warning
+    with pytest.raises(EvaluationError, match="shows no metrics"):
+        check_saved(recorded.url, saved, known.token_bytes)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):

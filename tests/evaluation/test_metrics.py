@@ -32,6 +32,10 @@ BY_HAND = [
     ("string_match_all", sample("Amber-Otter"), "AMBER-OTTER!", 1),
     ("string_match_part", sample("Paris", "the capital"), "it is paris", 1),
     ("string_match_part", sample("Paris", "the capital"), "it is Rome", 0),
+    ("words_match", sample("12 crowns", "12"), "It costs 12 Crowns.", 1),
+    ("words_match", sample("12"), "from 120 to 1,012, at 2:12 or for 3.12", 0),
+    ("words_match", sample("8:05"), "It opens at 8:05.", 1),
+    ("words_match", sample("Ada Fisher", "Fisher"), "the Fishers", 0),
     # Words "boat" "sank" of two, said "boat" "sank" "in" "may": P 2/4, R 2/2, F 2 * .5 / 1.5.
     ("qa_f1", sample("The boat sank."), "A boat sank in May", 2 / 3),
     # Repeated words count as often as both have them: b once, P 1/2, R 1/3, F (1/3) / (5/6).
@@ -98,6 +102,7 @@ ANSWERS = {
     "needle": WORDS,
     "string_match_all": st.text(min_size=1),
     "string_match_part": st.text(min_size=1),
+    "words_match": st.from_regex(r"[a-z0-9]+( [a-z0-9]+)*", fullmatch=True),
     "qa_f1": WORDS,
     "qa_f1_first_line": WORDS,
     "rouge": WORDS,

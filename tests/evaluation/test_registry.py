@@ -10,7 +10,7 @@ from headkv_vllm.errors import SettingsError
 from headkv_vllm.evaluation.metrics import METRICS
 from headkv_vllm.evaluation.registry import TASKS, find_task
 
-FAMILIES = {"ruler": 13, "longbench": 21, "longbench_v2": 1, "loogle": 3, "babilong": 20}
+FAMILIES = {"ruler": 13, "longbench": 21, "longbench_v2": 1, "loogle": 3, "babilong": 20, "town": 1}
 
 
 @pytest.mark.parametrize(("family", "num_tasks"), FAMILIES.items())

@@ -21,6 +21,7 @@ def made_up(
     budget=None,
     kept=(64 * KIB,),
     full=64 * KIB,
+    kept_tokens=1024,
     length=1024,
     task="needle/single",
     depths=(None,),
@@ -42,6 +43,7 @@ def made_up(
             num_output_tokens=7 + i,
             kept_bytes=kept[i % len(kept)],
             full_bytes=full,
+            kept_tokens=kept_tokens,
         )
         for i, score in enumerate(scores)
     ]
@@ -54,7 +56,9 @@ def record(**changes):
         "block_size": 16,
         "dtype": "auto",
         "settings": {},
+        "chat": False,
         "question_agnostic": False,
+        "stock": True,
         "url": None,
     }
     sources = {"headkv": "r2 scores of tiny"}
@@ -65,7 +69,9 @@ def record(**changes):
 FULL = made_up([1.0, 1.0, 1.0, 0.0])
 # Right: 1 + 0 + 0.5 + 0.5 = 2 of 4 = 50 %; less full: 0, -1, -0.5, +0.5, mean -0.25.
 # Kept: 8, 24, 8, 24 KiB, mean 16, which is a quarter of 64.
-HEADKV = made_up([1.0, 0.0, 0.5, 0.5], "headkv", 64, (8 * KIB, 24 * KIB))
+HEADKV = made_up([1.0, 0.0, 0.5, 0.5], "headkv", 64, (8 * KIB, 24 * KIB), kept_tokens=128)
+# All wrong: headkv has 0.5 more on average.
+UNIFORM = made_up([0.0] * 4, "uniform", 64, (16 * KIB,), kept_tokens=128)
 
 
 def cells_of(line):
@@ -73,19 +79,23 @@ def cells_of(line):
 
 
 def test_a_row_says_what_its_samples_say():
-    header, rule, full, headkv = map(cells_of, table(summarise(FULL + HEADKV, SEED)))
-    assert len(header) == len(rule) == len(full) == len(headkv) == 11
+    lines = table(summarise(FULL + HEADKV + UNIFORM, SEED))
+    header, rule, full, headkv, uniform = map(cells_of, lines)
+    assert {len(header), len(rule), len(full), len(headkv)} == {12}
     interval = bootstrap_interval([1.0, 1.0, 1.0, 0.0], SEED)
     bounds = f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
     assert full == [
-        *("needle/single", "1,024", "full", "-", "75.0", bounds, "-", "4"),
-        *("64.0", "100.0%", "8.5"),
+        *("needle/single", "1,024", "full", "-", f"75.0 ({bounds})", "-", "-", "4"),
+        *("1,024.0", "100.0", "64.0", "8.5"),
     ]
     less = bootstrap_interval([0.0, -1.0, -0.5, 0.5], SEED)
     bounds = f"{100 * less.low:+.1f} to {100 * less.high:+.1f}"
-    assert headkv[2:5] == ["headkv", "64", "50.0"]
-    assert headkv[6] == f"-25.0 ({bounds})"
-    assert headkv[7:] == ["4", "16.0", "25.0%", "8.5"]
+    assert headkv[2:4] == ["headkv", "64"] and headkv[4].startswith("50.0 (")
+    assert headkv[5] == f"-25.0 ({bounds})"
+    more = bootstrap_interval([1.0, 0.0, 0.5, 0.5], SEED)
+    assert more.low > 0 and uniform[6] == "-"
+    assert headkv[6] == f"+50.0 ({100 * more.low:+.1f} to {100 * more.high:+.1f}) *"
+    assert headkv[7:] == ["4", "128.0", "12.5", "16.0", "8.5"]
 
 
 def test_differences_are_of_the_same_samples_only():
@@ -97,10 +107,10 @@ def test_differences_are_of_the_same_samples_only():
 
 
 def test_unknown_memory_is_no_number(tmp_path):
-    given = made_up([1.0, 0.0], "given", None, (None,), None, length=0)
+    given = made_up([1.0, 0.0], "given", None, (None,), None, None, length=0)
     rows = summarise(given, SEED)
     assert cells_of(table(rows)[2])[1:4] == ["whole", "given", "-"]
-    assert cells_of(table(rows)[2])[8:10] == ["-", "-"]
+    assert cells_of(table(rows)[2])[8:11] == ["-", "-", "-"]
     text = report(rows, record(url="http://host:1"))
     assert "what the server at http://host:1 does" in text and "Kept KiB" not in text
     assert write_plots(given, rows, tmp_path) == []
@@ -114,8 +124,11 @@ def test_the_report_names_its_command_and_what_to_know(tmp_path):
     assert text.endswith("```sh\nheadkv eval tiny -n 4\n```\n")
     for words in ("by plan", "Seed 3, block size 16", "headkv: r2 scores of tiny", "forced output"):
         assert (words in text) == (words != "forced output"), words
+    assert "is stock vLLM" in text and "chat" not in text
     agnostic = report(rows, record(question_agnostic=True))
     assert "before the question was known" in agnostic and "forced output" in agnostic
+    other = report(rows, record(chat=True, stock=False))
+    assert "Asked in the tokenizer's chat format" in other and "with budget 0" in other
 
 
 def test_a_report_that_cannot_be_written_is_refused(tmp_path):
@@ -128,7 +141,7 @@ class TestPictures:
     def test_one_for_each_task(self, tmp_path):
         results = FULL + HEADKV + made_up([0.5, 1.0], task="ruler/vt")
         paths = write_plots(results, summarise(results, SEED), tmp_path)
-        names = ["accuracy-bytes-needle-single.png", "accuracy-bytes-ruler-vt.png"]
+        names = ["accuracy-needle-single.png", "accuracy-ruler-vt.png"]
         assert [path.name for path in paths] == names
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
@@ -139,8 +152,8 @@ class TestPictures:
         ]
         paths = write_plots(results, summarise(results, SEED), tmp_path)
         assert [path.name for path in paths] == [
-            "accuracy-bytes-needle-single-512.png",
-            "accuracy-bytes-needle-single-1024.png",
+            "accuracy-needle-single-512.png",
+            "accuracy-needle-single-1024.png",
             "depth-needle-single-full.png",
         ]
 
@@ -167,6 +180,6 @@ class TestPictures:
         assert depth_scores([made_up([1.0, 0.0], depths=(0.2, 0.4))]) is None
 
     def test_one_that_cannot_be_written_is_refused(self, tmp_path):
-        (tmp_path / "accuracy-bytes-needle-single.png").mkdir()
+        (tmp_path / "accuracy-needle-single.png").mkdir()
         with pytest.raises(EvaluationError, match="cannot be written"):
             write_plots(FULL, summarise(FULL, SEED), tmp_path)

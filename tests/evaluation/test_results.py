@@ -35,6 +35,7 @@ def result(asked, score=1.0, cell=CELL, run="r"):
         num_output_tokens=7,
         kept_bytes=1000,
         full_bytes=4000,
+        kept_tokens=128.5,
     )
 
 

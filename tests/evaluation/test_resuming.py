@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from headkv_vllm.cli import app
+from headkv_vllm.evaluation.loading import load_tokenizer
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 from tests.evaluation.answering import answering, completion
@@ -27,11 +28,12 @@ ANSWERS = {
     for sample in generate_samples(task, TOKENS, N, 0)
 }
 PROMPTS = list(ANSWERS)
+TOKENIZER = load_tokenizer(str(checkpoint_path()))
 
 
 def right_or_wrong(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """The right answer to every prompt with an even number."""
-    prompt = body["prompt"]
+    prompt = TOKENIZER.decode(body["prompt"], skip_special_tokens=True)
     return completion("" if PROMPTS.index(prompt) % 2 else ANSWERS[prompt])
 
 
@@ -84,7 +86,7 @@ def test_resumed_and_uninterrupted_runs_give_the_same(tmp_path: Path) -> None:
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
     assert [result["score"] for result in results(tmp_path / "whole")].count(1.0) == 6
     assert table(tmp_path / "parts") == table(tmp_path / "whole")
-    assert "| needle/single | 128 | given | - | 50.0 |" in table(tmp_path / "whole")[2]
+    assert "| needle/single | 128 | given | - | 50.0 (" in table(tmp_path / "whole")[2]
 
 
 def test_more_samples_and_tasks_add_to_what_there_is(tmp_path: Path) -> None:
@@ -126,8 +128,8 @@ def no_file_beyond(num_bytes: int) -> None:
 
 
 def test_a_full_disk_ends_it_in_one_line_and_keeps_what_is_done(tmp_path: Path) -> None:
-    parts, room = tmp_path / "parts", 3 << 10
-    with answering(right_or_wrong) as server:
+    parts, room = tmp_path / "parts", 30 << 10  # the prompts take less, and long answers more
+    with answering(lambda body: completion(" word" * 800)) as server:
         assert run(server.url, tmp_path / "whole").exit_code == 0
         command = [sys.executable, "-c", "from headkv_vllm.cli import app; app()"]
         broken = subprocess.run(

@@ -10,7 +10,7 @@ from typing import Final
 
 from headkv_vllm.evaluation.metrics.choices import choice_letter, classification, labels
 from headkv_vllm.evaluation.metrics.code import code_similarity
-from headkv_vllm.evaluation.metrics.matching import string_match_all, string_match_part
+from headkv_vllm.evaluation.metrics.matching import string_match_all, string_match_part, words_match
 from headkv_vllm.evaluation.metrics.needle import needle
 from headkv_vllm.evaluation.metrics.numbers import count, retrieval, retrieval_zh
 from headkv_vllm.evaluation.metrics.qa import qa_f1, qa_f1_zh
@@ -33,6 +33,7 @@ METRICS: Final[dict[str, Metric]] = {
     "needle": needle,
     "string_match_all": string_match_all,
     "string_match_part": string_match_part,
+    "words_match": words_match,
     "qa_f1": qa_f1,
     "qa_f1_first_line": first_line(qa_f1),
     "qa_f1_zh": qa_f1_zh,

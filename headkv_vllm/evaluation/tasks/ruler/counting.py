@@ -36,7 +36,7 @@ def draw_common_words(rng: np.random.Generator, haystack: Haystack, length: int)
     words = list(source)
     keys = rng.uniform(size=(len(words), max(REPEATS[is_long])))
     solved = (
-        f"{_numbered(example, EXAMPLE_REPEATS[is_long], keys)}{_COMMON_QUESTION}"
+        f"{_numbered(example, EXAMPLE_REPEATS[is_long], keys)}{_COMMON_QUESTION}{_COMMON_PREFIX}"
         f" {', '.join(example[:NUM_COMMON])}."
     )
 
@@ -47,6 +47,7 @@ def draw_common_words(rng: np.random.Generator, haystack: Haystack, length: int)
     return Draft(
         context=context,
         question=_COMMON_QUESTION,
+        answer_prefix=_COMMON_PREFIX,
         answers=tuple(words[:NUM_COMMON]),
         smallest=NUM_COMMON,
         largest=len(words) - NUM_COMMON,
@@ -66,6 +67,7 @@ def draw_frequent_words(rng: np.random.Generator, haystack: Haystack, length: in
     return Draft(
         context=context,
         question=_FREQUENT_QUESTION,
+        answer_prefix=_FREQUENT_PREFIX,
         answers=tuple(codes[:NUM_FREQUENT]),
         smallest=FEWEST_CODES,
     )
@@ -75,17 +77,16 @@ _COMMON_HEAD: Final = (
     "Below are numbered lists of words. Some words of a list stand in it more often than the rest;"
     " remember the ten that stand most often."
 )
-_COMMON_QUESTION: Final = (
-    "\n\nWhich ten words stand most often in the list above? The ten most common words are:"
-)
+_COMMON_QUESTION: Final = "\n\nWhich ten words stand most often in the list above?"
+_COMMON_PREFIX: Final = " The ten most common words are:"
 _FREQUENT_HEAD: Final = (
     "Below is a text in code. Count how often each coded word stands in it, and pay no attention"
     " to the dots."
 )
 _FREQUENT_QUESTION: Final = (
-    "\n\nWhich three coded words stand most often in the text, the dots left aside? The three most"
-    " frequent coded words are:"
+    "\n\nWhich three coded words stand most often in the text, the dots left aside?"
 )
+_FREQUENT_PREFIX: Final = " The three most frequent coded words are:"
 
 
 def _numbered(words: Sequence[str], repeats: tuple[int, int], keys: npt.NDArray[np.float64]) -> str:

@@ -23,6 +23,7 @@ class Draft:
 
     context: Callable[[int], str]
     question: str
+    answer_prefix: str
     answers: tuple[str, ...]
     depth: float | None = None
     smallest: int = 1
@@ -30,7 +31,7 @@ class Draft:
 
     def num_tokens(self, size: int, tokenizer: Tokenizer) -> int:
         """Prompt tokens at that size, special tokens included."""
-        return len(tokenizer.encode(self.context(size) + self.question))
+        return len(tokenizer.encode(self.context(size) + self.question + self.answer_prefix))
 
     def largest_size(self, length: int, tokenizer: Tokenizer) -> int | None:
         """The largest size whose prompt has at most `length` tokens; None below the smallest."""

@@ -45,6 +45,7 @@ class NeedleKind:
         depths = rng.uniform(size=len(statements)).tolist()
         asked = needles[: self.num_asked]
         filler = self._filler(source, haystack, filler_rng)
+        question, answer_prefix = self._question([key for key, _ in asked])
         between = "\n" if self.filler == "needles" else " "
 
         def context(size: int) -> str:
@@ -52,7 +53,8 @@ class NeedleKind:
 
         return Draft(
             context=context,
-            question=self._question([key for key, _ in asked]),
+            question=question,
+            answer_prefix=answer_prefix,
             answers=tuple(value for _, values in asked for value in values),
             depth=depths[0] if self.num_asked * self.num_values == 1 else None,
             largest=names.NUM_NAMES - 1 if self._uses_up_names else None,
@@ -95,16 +97,17 @@ class NeedleKind:
     def _statements(self, key: str, values: list[str]) -> list[str]:
         return [f"A secret {self._what} of {key} is {value}." for value in values]
 
-    def _question(self, keys: list[str]) -> str:
+    def _question(self, keys: list[str]) -> tuple[str, str]:
+        """The question, and how its answer begins."""
         asked = " and ".join([", ".join(keys[:-1]), keys[-1]] if len(keys) > 1 else keys)
         if self.num_asked * self.num_values == 1:
             return (
-                f"\n\nWhat is the secret {self._what} of {asked} in the text?"
-                f" The secret {self._what} of {asked} is"
+                f"\n\nWhat is the secret {self._what} of {asked} in the text?",
+                f" The secret {self._what} of {asked} is",
             )
         return (
-            f"\n\nWhat are all the secret {self._what}s of {asked} in the text?"
-            f" The secret {self._what}s of {asked} are"
+            f"\n\nWhat are all the secret {self._what}s of {asked} in the text?",
+            f" The secret {self._what}s of {asked} are",
         )
 
 

@@ -73,7 +73,8 @@ def _draft(question: Question, documents: tuple[str, ...], seed: int) -> Draft:
 
     return Draft(
         context=context,
-        question=f"\n\nQuestion: {question.text}\nAnswer:",
+        question=f"\n\nQuestion: {question.text}",
+        answer_prefix="\nAnswer:",
         answers=question.answers,
         depth=depths[0] if len(depths) == 1 else None,
         smallest=0,

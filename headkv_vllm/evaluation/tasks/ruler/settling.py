@@ -37,6 +37,7 @@ class Settler:
             task=self.task,
             context=draft.context(size),
             question=draft.question,
+            answer_prefix=draft.answer_prefix,
             answers=draft.answers,
             max_new_tokens=self.max_new_tokens,
             length=self.length,

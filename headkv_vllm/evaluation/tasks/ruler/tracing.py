@@ -36,8 +36,12 @@ class _Chain:
     def question(self) -> str:
         return (
             f"\n\nWhich variables hold the value {self.value}, directly or through another"
-            f" variable? The variables that hold {self.value} are"
+            " variable?"
         )
+
+    @property
+    def answer_prefix(self) -> str:
+        return f" The variables that hold {self.value} are"
 
 
 def draw_variables(rng: np.random.Generator, haystack: Haystack, length: int) -> Draft:
@@ -47,11 +51,13 @@ def draw_variables(rng: np.random.Generator, haystack: Haystack, length: int) ->
     filler = Sentences(noise())
     head = (
         "Follow the assignments of variables that are hidden in the text.\n\n"
-        f"{example.text(filler(EXAMPLE_WORDS))}{example.question} {', '.join(example.variables)}."
+        f"{example.text(filler(EXAMPLE_WORDS))}{example.question}{example.answer_prefix}"
+        f" {', '.join(example.variables)}."
     )
     return Draft(
         context=lambda size: f"{head}\n\n{asked.text(filler(size))}",
         question=asked.question,
+        answer_prefix=asked.answer_prefix,
         answers=asked.variables,
     )
 

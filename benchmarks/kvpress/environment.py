@@ -10,7 +10,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+ROOT: Final = Path(__file__).resolve().parents[2]
 REQUIREMENTS: Final = ROOT / "requirements" / "kvpress.txt"
 TORCH_INDEX: Final = "https://download.pytorch.org/whl/cpu"
 STAMP: Final = "setup-stamp"
