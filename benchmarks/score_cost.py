@@ -20,7 +20,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwe
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.scoring.attention_rows import ATTENTION
 from headkv_vllm.scoring.measuring import measure
+from headkv_vllm.scoring.methods import METHODS, Method
 from headkv_vllm.scoring.prompts import PromptTokens
+from headkv_vllm.scoring.request import parse_method
 
 SHAPES: Final = {
     "qwen2.5-0.5b": Qwen2Config(
@@ -41,8 +43,8 @@ MIB: Final = 1024**2
 RESET_PEAK: Final = Path("/proc/self/clear_refs")
 """Linux forgets the peak of resident memory when 5 is written here: making a model takes more."""
 COLUMNS: Final = (
-    *("model", "dtype", "prompt", "answer", "sample, s", "its CPU, s", "plain prefill, s"),
-    *("its CPU, s", "peak memory, MiB", "weights, MiB"),
+    *("model", "dtype", "method", "prompt", "answer", "sample, s", "its CPU, s"),
+    *("plain prefill, s", "its CPU, s", "peak memory, MiB", "weights, MiB"),
 )
 
 
@@ -51,6 +53,7 @@ def main(
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of the prompt.")] = 4096,
     answer_tokens: Annotated[int, typer.Option(min=1, help="Steps of the answer.")] = 16,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "float32",
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "grad",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Measure one sample on a random model of SHAPE and print a line of a markdown table."""
@@ -60,9 +63,12 @@ def main(
     torch.manual_seed(SEED)
     model = random_model(SHAPES[shape], DTYPES[dtype])
     ids = torch.randint(model.config.vocab_size, (tokens,))
-    seconds_of_sample(model, ids[:2], 1)  # what the first call alone takes is no part of it
+    known_method = parse_method(method)
+    seconds_of_sample(
+        model, ids[:2], 1, known_method
+    )  # what the first call alone takes is no part of it
     RESET_PEAK.write_text("5")
-    sample = seconds_of_sample(model, ids, answer_tokens)
+    sample = seconds_of_sample(model, ids, answer_tokens, known_method)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
     prefill = seconds_of_prefill(model, ids)
     weights = sum(weight.nbytes for weight in model.parameters()) / MIB
@@ -70,30 +76,28 @@ def main(
     print(f"{describe_machine()}; {threads} thread(s); load {os.getloadavg()[0]:.1f}\n")
     print_row(COLUMNS)
     print_row(["---"] * len(COLUMNS))
-    print_row([shape, dtype, tokens, answer_tokens, *seconds, f"{peak:.0f}", f"{weights:.0f}"])
+    print_row(
+        [shape, dtype, method, tokens, answer_tokens, *seconds, f"{peak:.0f}", f"{weights:.0f}"]
+    )
 
 
 def random_model(config: Any, dtype: torch.dtype) -> PreTrainedModel:
     """A model of `config` with random weights."""
-    return AutoModelForCausalLM.from_config(
-        config, dtype=dtype, attn_implementation=ATTENTION
-    ).eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+    return model.eval().requires_grad_(False)
 
 
 def seconds_of_sample(
-    model: PreTrainedModel, ids: torch.Tensor, answer_tokens: int
+    model: PreTrainedModel, ids: torch.Tensor, answer_tokens: int, method: Method
 ) -> tuple[float, float]:
-    """Wall and CPU time of `measure`, evidence being a tenth of the prompt.
-
-    There is no stop token: what a random model says must not end its answer.
-    """
+    """Wall and CPU time of `measure`, evidence being a tenth of the prompt."""
     tokens = len(ids)
     evidence = tuple(range(tokens // 2, tokens // 2 + max(1, tokens // 10)))
     prompt = PromptTokens(tuple(ids.tolist()), evidence, (0,) * answer_tokens)
     start, cpu = time.perf_counter(), time.process_time()
-    measured = measure(model, prompt, "r2", frozenset())
+    measured = measure(model, prompt, method, "forced", frozenset())
     seconds = time.perf_counter() - start, time.process_time() - cpu
-    assert len(measured.generated) == answer_tokens
+    assert len(measured.answer) == answer_tokens
     return seconds
 
 

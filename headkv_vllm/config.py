@@ -34,7 +34,9 @@ class Settings(BaseModel):
         default=None, gt=0, le=1, description="a number above 0 and up to 1 (part of the prompt)"
     )
     scores: str = Field(
-        default="auto", min_length=1, description="'auto', 'uniform' or the path of a score file"
+        default="auto",
+        min_length=1,
+        description="'auto', 'uniform' or the path of a score file, or a bundled one's name",
     )
     beta: float = Field(default=1.2, gt=1, description="a finite number above 1")
     window: int = Field(default=8, ge=1, description="an integer of at least 1 (tokens)")

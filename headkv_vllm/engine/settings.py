@@ -14,7 +14,13 @@ from vllm.config import ModelConfig, VllmConfig
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.logger import logger
 from headkv_vllm.errors import ScoreFileError, SettingsError, shown
-from headkv_vllm.scores.head_scores import HeadScores, needs_file, resolve, uniform_scores
+from headkv_vllm.scores.head_scores import (
+    HeadScores,
+    needs_file,
+    none_bundled_for,
+    resolve,
+    uniform_scores,
+)
 from headkv_vllm.scores.identity import ModelIdentity, identify, identify_checkpoint
 from headkv_vllm.scores.served import ServedScores
 
@@ -66,12 +72,10 @@ def _find_scores(vllm_config: VllmConfig, settings: Settings) -> HeadScores:
     try:
         identity = identify_model(vllm_config.model_config)
     except ScoreFileError as error:
-        if settings.scores != "auto":
-            raise ScoreFileError(
-                f"{settings.scores} cannot be matched with the model: {error}"
-            ) from None
-        reason = f"head scores cannot be looked up ({error}), so all heads get the same budget"
-        return uniform_scores(by_vllm, "uniform", reason)
+        if settings.scores == "auto":
+            reason = f"head scores cannot be looked up ({error}); {none_bundled_for(by_vllm)}"
+            return uniform_scores(by_vllm, "uniform", reason)
+        identity = by_vllm  # of weights that are not in safetensors, only the sizes are known
     return resolve(settings, identity)
 
 
@@ -109,7 +113,7 @@ def _hub_weight_shapes(model: str, revision: str | None) -> dict[str, tuple[int,
 
 
 def _identity_without_weights(vllm_config: VllmConfig) -> ModelIdentity:
-    """Sizes as vLLM sees them, for uniform scores only: the fingerprint stands for no model."""
+    """Architecture and sizes as vLLM sees them: the fingerprint stands for no model."""
     model_config = vllm_config.model_config
     return ModelIdentity(
         architecture=model_config.architecture,

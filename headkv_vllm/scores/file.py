@@ -36,7 +36,8 @@ class Provenance(BaseModel):
 
     num_accepted: of the samples, those whose answer was right and that the scores are from.
     lengths: prompt lengths of the samples, in tokens. data: what the samples are.
-    template, chat: how a sample became a prompt. dtype: what the model computed in.
+    template, chat: how a sample became a prompt. answers: whose the scored ones were, the samples'
+        ("forced") or the model's ("generated"). dtype: what the model computed in.
     """
 
     model_config = _CONFIG
@@ -49,6 +50,7 @@ class Provenance(BaseModel):
     data: str | None = None
     template: str | None = None
     chat: bool | None = None
+    answers: str | None = None
     dtype: str | None = None
     notes: str | None = None
 
@@ -127,14 +129,16 @@ def write_score_file(path: Path, file: ScoreFile) -> None:
 
 
 def check_fits(file: ScoreFile, identity: ModelIdentity, path: Path) -> None:
-    """Raise ScoreFileError unless `file`, read from `path`, was made for the model `identity`."""
+    """Raise ScoreFileError unless the model `identity` has the heads that `file` has scores of.
+
+    file: read from `path`. That is so when architecture and sizes are the same.
+    """
     made_for = file.model.identity
-    for field in ModelIdentity.model_fields:
+    for field in made_for.differences(identity):
         found, expected = getattr(made_for, field), getattr(identity, field)
-        if found != expected:
-            raise _unusable(
-                path, f"it is for {file.model.name} with {field} {found}, this model has {expected}"
-            )
+        raise _unusable(
+            path, f"it is for {file.model.name} with {field} {found}, this model has {expected}"
+        )
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -11,7 +11,7 @@ from headkv_vllm.config import Settings
 from headkv_vllm.scores.file import ScoreFile, check_fits, read_score_file
 from headkv_vllm.scores.folding import fold_query_heads
 from headkv_vllm.scores.identity import ModelIdentity
-from headkv_vllm.scores.library import find_bundled
+from headkv_vllm.scores.library import bundled_alike, find_bundled, find_score_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,17 +39,21 @@ class HeadScores:
 def resolve(settings: Settings, identity: ModelIdentity) -> HeadScores:
     """The scores that `settings.scores` asks for, folded to the KV heads of `identity`.
 
-    "auto" is the bundled file for this model, or uniform scores and a warning without one.
-    Raises ScoreFileError when the file cannot be used or is for another model.
+    "auto" is the bundled file for this model, or uniform scores and a warning without one. A file
+    that is asked for by its path, or by its name if it is bundled, may also be of another model
+    with the same architecture and sizes: then there is a warning.
+    Raises ScoreFileError when there is no such file, it cannot be used, or its heads are others.
     """
     if not needs_file(settings):
         return uniform_scores(identity, "uniform, as set")
     if settings.scores != "auto":
-        return load(Path(settings.scores).expanduser(), settings, identity)
+        return load(find_score_file(settings.scores), settings, identity)
     bundled = find_bundled(identity)
     if bundled is not None:
         return load(bundled, settings, identity)
-    return uniform_scores(identity, "uniform: none bundled for this model", _none_for(identity))
+    return uniform_scores(
+        identity, "uniform: none bundled for this model", none_bundled_for(identity)
+    )
 
 
 def needs_file(settings: Settings) -> bool:
@@ -67,7 +71,10 @@ def load(path: Path, settings: Settings, identity: ModelIdentity) -> HeadScores:
     scaled = file.values / file.values.max()
     values = fold_query_heads(scaled, identity.num_kv_heads, settings.gqa_fold)
     source = f"{file.method} scores of {file.model.name}, {path.name}"
-    return HeadScores(values, source, path, file, uniform=bool((values == values[0, 0]).all()))
+    uniform = bool((values == values[0, 0]).all())
+    of_this_model = file.model.identity.fingerprint == identity.fingerprint
+    warning = None if of_this_model else _of_another(file, path)
+    return HeadScores(values, source, path, file, uniform, warning)
 
 
 def uniform_scores(identity: ModelIdentity, source: str, warning: str | None = None) -> HeadScores:
@@ -76,10 +83,29 @@ def uniform_scores(identity: ModelIdentity, source: str, warning: str | None = N
     return HeadScores(values, source, uniform=True, warning=warning)
 
 
-def _none_for(identity: ModelIdentity) -> str:
-    return (
+def none_bundled_for(identity: ModelIdentity) -> str:
+    """The warning that there are no scores for `identity`, with the bundled ones that might do."""
+    reason = (
         f"no head scores are bundled for this {identity.architecture} with "
         f"{identity.num_layers} layers (fingerprint {identity.fingerprint[:12]}), so all heads get "
-        'the same budget: give scores with --additional-config \'{"headkv": {"scores": '
-        '"FILE.json"}}\'; scores/README.md describes the format'
+        "the same budget: "
     )
+    alike = bundled_alike(identity)
+    if not alike:
+        return f"{reason}give scores with {_option('FILE.json')}; `headkv score MODEL` makes them"
+    return (
+        f"{reason}if it is a quantised or tuned copy of {' or of '.join(alike)}, which has as many "
+        f"heads, say so with {_option(alike[0])}"
+    )
+
+
+def _of_another(file: ScoreFile, path: Path) -> str:
+    return (
+        f"the head scores in {path.name} are of {file.model.name}, whose weights have other names "
+        "or shapes than this model's; they are used as set, and fit if it is a quantised or tuned "
+        "copy of that model"
+    )
+
+
+def _option(scores: str) -> str:
+    return f'--additional-config \'{{"headkv": {{"scores": "{scores}"}}}}\''

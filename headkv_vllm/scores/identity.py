@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
@@ -19,7 +19,7 @@ class ModelIdentity(BaseModel):
     """A model's architecture and sizes, and a fingerprint of them and of its weights' shapes.
 
     The fingerprint does not cover the weights' values: a fine-tuned model has the identity of
-    its base model, and shares its scores.
+    its base model, and shares its scores. A quantised copy has another fingerprint.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -30,6 +30,15 @@ class ModelIdentity(BaseModel):
     num_kv_heads: int = Field(ge=1)
     head_size: int = Field(ge=1)
     fingerprint: str = Field(pattern="^[0-9a-f]{64}$")
+
+    def differences(self, other: Self) -> list[str]:
+        """The names of the fields in which `other` differs, but for the fingerprint.
+
+        Without any, each model can be served with the other's scores; whether it should be, only
+        whoever knows both can say.
+        """
+        names = [name for name in type(self).model_fields if name != "fingerprint"]
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
 def identify_checkpoint(folder: Path) -> ModelIdentity:

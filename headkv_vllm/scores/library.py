@@ -3,6 +3,7 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from headkv_vllm.errors import ScoreFileError, shown
@@ -19,15 +20,28 @@ def find_bundled(identity: ModelIdentity, folder: Path | None = None) -> Path | 
     Searches `folder`, by default the bundled score files. A file that cannot be used is passed
     over with a warning: it must not keep other models from starting.
     """
-    for path in sorted((folder or scores_dir()).glob("*.json")):
+    identities = _identities(folder or scores_dir())
+    return next(
+        (path for path, made_for in identities if made_for.fingerprint == identity.fingerprint),
+        None,
+    )
+
+
+def bundled_alike(identity: ModelIdentity, folder: Path | None = None) -> tuple[str, ...]:
+    """The names of the score files of models with the architecture and the sizes of `identity`.
+
+    A quantised copy of such a model, or one that was tuned and has other weights, has them too.
+    """
+    identities = _identities(folder or scores_dir())
+    return tuple(path.stem for path, made_for in identities if not made_for.differences(identity))
+
+
+def _identities(folder: Path) -> Iterator[tuple[Path, ModelIdentity]]:
+    for path in sorted(folder.glob("*.json")):
         try:
-            made_for = read_score_file(path).model.identity
+            yield path, read_score_file(path).model.identity
         except ScoreFileError as error:
             logger.warning("passed over: %s", error)
-            continue
-        if made_for.fingerprint == identity.fingerprint:
-            return path
-    return None
 
 
 def find_score_file(text: str) -> Path:

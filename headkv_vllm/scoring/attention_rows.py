@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention for transformers models that also hands over what the last token attends.
+"""Attention for transformers models in which the tokens of an answer can be told what to attend.
 
-A model computes its output by PyTorch's fused attention, which never forms a `T x T` matrix. For a
-single query the row of weights is cheap, and is all that scoring needs.
+A model computes its prompt by PyTorch's fused attention, which never forms a `T x T` matrix. An
+answer has few tokens, so their rows of weights are cheap, and are all that scoring needs.
 """
 
-from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -18,15 +17,23 @@ from headkv_vllm.errors import UnsupportedError
 ATTENTION: Final = "headkv_attention_rows"
 """Name to load a model with: `from_pretrained(folder, attn_implementation=ATTENTION)`."""
 
-RowReader = Callable[[int, torch.Tensor], None]
-"""Takes a layer's index and its rows, `[num_heads, num_tokens]` float32."""
-
 CHANGES_WEIGHTS: Final = {
     "softcap": "an attention soft cap",
     "s_aux": "attention sinks",
     "position_bias": "a position bias",
 }
 """Arguments by which a model says that its weights are not a plain softmax."""
+
+
+class Attend(Protocol):
+    """One layer's attention of an answer's tokens, in place of the model's own."""
+
+    def __call__(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """query: [num_heads, num_rows, head_size]; key, value: [num_kv_heads, num_rows, head_size],
+        those of the answer's own tokens. Returns [num_heads, num_rows, head_size] float32.
+        """
 
 
 def attention(
@@ -36,23 +43,24 @@ def attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    read_rows: RowReader | None = None,
+    attend: Attend | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' fused attention; `read_rows` is called with the last token's weights.
+    """transformers' fused attention, or `attend`, which the model is called with for an answer.
 
-    query: `[1, num_heads, num_queries, head_size]`; key and value with num_kv_heads and
-    num_tokens. read_rows: what the model was called with, `model(ids, read_rows=...)`.
-    Returns `[1, num_queries, num_heads, head_size]` and, like all fused attention, no weights.
+    query: [1, num_heads, num_queries, head_size]; key and value with num_kv_heads and num_tokens.
+    Returns [1, num_queries, num_heads, head_size] and, like all fused attention, no weights.
     Raises UnsupportedError when the weights are not the softmax of scaled products.
     """
     _check_plain(module, kwargs)
-    if read_rows is not None:
-        read_rows(cast(int, module.layer_idx), last_rows(query, key, scaling))
-    output, _ = sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, **kwargs
-    )
-    return output, None
+    if attend is None:
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        return output, None
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    rows = attend(cast(int, module.layer_idx), query[0], key[0], value[0], scale)
+    return rows.transpose(0, 1)[None].to(query.dtype), None
 
 
 def _check_plain(module: torch.nn.Module, arguments: dict[str, Any]) -> None:
@@ -65,30 +73,55 @@ def _check_plain(module: torch.nn.Module, arguments: dict[str, Any]) -> None:
         )
 
 
-def last_rows(query: torch.Tensor, key: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """What the last query of each head attends: `[num_heads, num_tokens]` float32, rows sum to 1.
+def row_logits(
+    query: torch.Tensor, prompt_key: torch.Tensor, key: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """What each token of an answer makes of each token up to itself, before the softmax.
 
-    query: `[1, num_heads, num_queries, head_size]`. key: `[1, num_kv_heads, num_tokens,
-    head_size]`, none of it after the last query. Query heads share KV heads in order.
+    query, key: see `Attend`. prompt_key: [num_kv_heads, num_prompt_tokens, head_size].
+    Returns [num_heads, num_rows, num_prompt_tokens + num_rows] float32, -inf for later tokens.
+    Query heads share KV heads in order.
     """
-    num_heads, head_size = query.shape[1], query.shape[3]
-    num_kv_heads = key.shape[1]
-    grouped = query[0, :, -1].float().view(num_kv_heads, num_heads // num_kv_heads, head_size)
-    logits = grouped @ key[0].float().transpose(1, 2)
-    scale = head_size**-0.5 if scaling is None else scaling
-    return logits.mul_(scale).softmax(-1).flatten(0, 1)
+    num_heads, num_rows, _ = query.shape
+    grouped = query.float().unflatten(0, (len(key), -1)).flatten(1, 2) * scale
+    logits = torch.cat(
+        [grouped @ keys.float().transpose(1, 2) for keys in (prompt_key, key)], dim=-1
+    )
+    later = torch.ones(num_rows, logits.shape[-1], dtype=torch.bool, device=logits.device)
+    later = later.triu(prompt_key.shape[1] + 1)
+    return logits.view(num_heads, num_rows, -1).masked_fill(later, float("-inf"))
 
 
-def last_rows_plain(query: torch.Tensor, key: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """Plain twin of `last_rows`."""
-    num_heads, head_size = query.shape[1], query.shape[3]
-    scale = head_size**-0.5 if scaling is None else scaling
-    rows = []
+def row_logits_plain(
+    query: torch.Tensor, prompt_key: torch.Tensor, key: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Plain twin of `row_logits`."""
+    num_heads, num_rows, _ = query.shape
+    num_prompt_tokens = prompt_key.shape[1]
+    logits = torch.full((num_heads, num_rows, num_prompt_tokens + num_rows), float("-inf"))
     for head in range(num_heads):
-        kv_head = head // (num_heads // key.shape[1])
-        products = [float(query[0, head, -1].double() @ k.double()) for k in key[0, kv_head]]
-        rows.append(torch.softmax(torch.tensor(products, dtype=torch.float64) * scale, 0))
-    return torch.stack(rows).float()
+        kv_head = head // (num_heads // len(key))
+        keys = [*prompt_key[kv_head], *key[kv_head]]
+        for row in range(num_rows):
+            for position in range(num_prompt_tokens + row + 1):
+                product = query[head, row].double() @ keys[position].double()
+                logits[head, row, position] = float(product) * scale
+    return logits
+
+
+def weighted_values(
+    weights: torch.Tensor, prompt_value: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    """The values of all tokens, weighted: [num_heads, num_rows, head_size] float32.
+
+    weights: [num_heads, num_rows, num_prompt_tokens + num_rows] float32.
+    prompt_value: [num_kv_heads, num_prompt_tokens, head_size]; value: see `Attend`.
+    """
+    num_heads, num_rows, _ = weights.shape
+    grouped = weights.reshape(len(value), -1, weights.shape[2])
+    of_prompt, own = grouped.split([prompt_value.shape[1], num_rows], dim=-1)
+    output: torch.Tensor = of_prompt @ prompt_value.float() + own @ value.float()
+    return output.view(num_heads, num_rows, -1)
 
 
 AttentionInterface.register(ATTENTION, attention)

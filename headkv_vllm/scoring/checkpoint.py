@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import psutil  # type: ignore[import-untyped]
 import torch
 import transformers
 from transformers import (
@@ -59,8 +60,9 @@ def load_checkpoint(
     """Load a folder's or the hub's `model` with transformers; no code of a checkpoint is run.
 
     device: cpu, cuda, cuda:N, or auto: all GPUs, the CPU where there is none.
-    dtype: bfloat16, float16, float32, or auto: the checkpoint's, but float32 for float16 on a
-        CPU, which computes float16 slowly and with the overflows that float16 has.
+    dtype: bfloat16, float16, float32, or auto: the checkpoint's, but float32 on a CPU for float16,
+        which has overflows, and for bfloat16, if the CPU has no instructions for it, which makes it
+        several times slower, and there is memory for twice as large weights.
     Raises SettingsError for a device or dtype that is not allowed, ModelError for a checkpoint
     that cannot be loaded whole, UnsupportedError for a model whose heads cannot be scored.
     """
@@ -180,9 +182,19 @@ def _load_model(
             output_loading_info=True,
         )
     _check_whole(folder, model, info)
-    if dtype == "auto" and placement == "cpu" and model.dtype == torch.float16:
+    if dtype == "auto" and placement == "cpu" and _better_in_float32(model):
         model = model.float()
-    return model
+    return model.requires_grad_(False)
+
+
+def _better_in_float32(model: PreTrainedModel) -> bool:
+    """Whether a CPU should compute `model`, which is of another type, in float32."""
+    capabilities = torch.cpu.get_capabilities()
+    has_bfloat16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    if model.dtype != torch.bfloat16 or has_bfloat16:
+        return bool(model.dtype == torch.float16)
+    twice = 2 * sum(int(weight.nbytes) for weight in model.parameters())
+    return twice < int(psutil.virtual_memory().available)
 
 
 def _check_whole(folder: Path, model: PreTrainedModel, info: dict[str, Any]) -> None:

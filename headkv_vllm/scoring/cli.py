@@ -17,10 +17,19 @@ def score(
     method: Annotated[
         str,
         typer.Option(
-            help="r2 (retrieval and reasoning): attention to the whole right statement. "
+            help="grad: how much the answer's likelihood hangs on what the head attends from afar. "
+            "r2 (retrieval and reasoning): attention to the whole right statement. "
             "r (retrieval): how often the most attended token is the one that is said next."
         ),
-    ] = "r2",
+    ] = "grad",
+    answers: Annotated[
+        str,
+        typer.Option(
+            help="forced: heads are scored on the expected answer; it counts when the model would "
+            "choose more than half of its tokens itself. "
+            "generated: on what the model says; it counts with more than half of the words."
+        ),
+    ] = "forced",
     out: Annotated[
         Path | None, typer.Option(help="Score file to write. Without it: NAME-METHOD.json.")
     ] = None,
@@ -35,13 +44,13 @@ def score(
             help="How many built-in samples per length, or a JSON lines file of your own task: "
             "context, question, answer and, if known, evidence.",
         ),
-    ] = "20",
+    ] = "10",
     lengths: Annotated[
         str | None,
         typer.Option(
             metavar="N,N,..",
             help=f"Lengths of prompt and answer in tokens. {BUILT_IN_ONLY} "
-            "Without it: 1024,2048,4096.",
+            "Without it: 512,1024,2048.",
         ),
     ] = None,
     seed: Annotated[
@@ -60,8 +69,12 @@ def score(
         typer.Option(help="The prompt's text, with {context} and {question} in it."),
     ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Ask in the tokenizer's chat template.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat",
+            help="Ask in the tokenizer's chat template, or not. Without it: if there is one.",
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="auto (all GPUs, or the CPU), cpu, cuda or cuda:N.")
     ] = "auto",
@@ -75,7 +88,7 @@ def score(
         int | None, typer.Option(min=1, help="CPU threads. Without it: PyTorch chooses.")
     ] = None,
     allow_few: Annotated[
-        bool, typer.Option("--allow-few", help="Write scores though few answers are right.")
+        bool, typer.Option("--allow-few", help="Write scores though few samples count.")
     ] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Drop the partial results of an interrupted run.")
@@ -86,10 +99,10 @@ def score(
 ) -> None:
     """Measure how much each attention head of MODEL retrieves, and write a score file.
 
-    The model answers questions about long texts. While it writes an answer,
-    every head is scored by the attention that it pays to the part of the text
-    that holds it; only right answers count. Serve with the file: vllm serve
-    MODEL --attention-backend headkv --additional-config
+    The model is asked questions about long texts. While it gives an answer,
+    every head is scored by how much the answer hangs on it; answers that the
+    model does not find in the text do not count. Serve with the file: vllm
+    serve MODEL --attention-backend headkv --additional-config
     '{"headkv": {"scores": "FILE"}}'.
 
     An interrupted run goes on where it stopped when the same command is given
@@ -101,12 +114,14 @@ def score(
         from headkv_vllm.scoring.job import run_job
 
         title = name or model_name(model)
+        known_method = parse.parse_method(method)
         wanted = parse.ScoreRequest(
             model=model,
             revision=revision,
             name=title,
-            method=parse.parse_method(method),
-            source=parse.parse_source(samples, lengths, seed, haystack),
+            method=known_method,
+            answers=parse.parse_answers(answers),
+            source=parse.parse_source(known_method, samples, lengths, seed, haystack),
             template=parse.parse_template(template, chat=chat),
             out=check_out(out or Path(f"{title}-{method}.json"), force=force),
         )

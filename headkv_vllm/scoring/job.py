@@ -1,31 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`headkv score` from the request to the file: load, ask, measure with a progress bar, write."""
+"""`headkv score` from the request to the file: load, ask, measure, write."""
 
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from headkv_vllm.errors import ModelError, SamplesError
 from headkv_vllm.scores.file import Provenance, ScoredModel, ScoreFile, write_score_file
 from headkv_vllm.scoring.checkpoint import Checkpoint, load_checkpoint
-from headkv_vllm.scoring.journal import Journal, SampleResult
+from headkv_vllm.scoring.journal import Journal
+from headkv_vllm.scoring.measuring import ROOM_TO_TALK
+from headkv_vllm.scoring.progress import SampleProgress
 from headkv_vllm.scoring.prompts import PromptTokens, template_length, tokenize
 from headkv_vllm.scoring.request import Hardware, ScoreRequest
-from headkv_vllm.scoring.run import ScoreRun, accepted, mean_scores
+from headkv_vllm.scoring.run import ScoreRun, accepted
 from headkv_vllm.version import tool_version
 
 ROOM_FOR_ANSWER = 32
-"""Part of a built-in sample's length, so that a length of all the model's positions can be had."""
-SPEED_PERIOD = 3600.0
-"""Seconds by which the time that is left is estimated."""
+"""Part of a built-in sample's length, so that a length of all the model's positions can be had; a
+generated answer takes `ROOM_TO_TALK` besides."""
 
 
 def run_job(
@@ -46,7 +40,8 @@ def run_job(
         dtype=hardware.dtype,
     )
     run = prepare(request, checkpoint)
-    journal = measure_all(run, _open_journal(request.out, run, restart=restart), console)
+    journal = _open_journal(request.out, run, restart=restart)
+    journal = measure_all(run, journal, console, allow_few=allow_few)
     file = score_file(request, run, journal, allow_few=allow_few)
     write_score_file(request.out, file)
     journal.remove()
@@ -60,58 +55,42 @@ def prepare(request: ScoreRequest, checkpoint: Checkpoint) -> ScoreRun:
     """
     _check_lengths(request, checkpoint)
     tokenizer = checkpoint.tokenizer
+    template = request.template.settled(tokenizer)
+    room = ROOM_TO_TALK if request.answers == "generated" else 0
     samples = request.source.samples(
         request.method,
         lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
-        template_length(tokenizer, request.template) + ROOM_FOR_ANSWER,
+        template_length(tokenizer, template) + ROOM_FOR_ANSWER + room,
     )
-    prompts = tuple(tokenize(sample, tokenizer, request.template) for sample in samples)
+    prompts = tuple(tokenize(sample, tokenizer, template) for sample in samples)
     for number, prompt in enumerate(prompts, start=1):
-        _check_fits(number, prompt, checkpoint)
-    answers = tuple(sample.answer for sample in samples)
-    return ScoreRun(checkpoint, request.method, prompts, answers)
+        _check_fits(number, prompt, room, checkpoint)
+    return ScoreRun(
+        checkpoint,
+        request.method,
+        request.answers,
+        template,
+        prompts,
+        expected=tuple(sample.answer for sample in samples),
+    )
 
 
-def measure_all(run: ScoreRun, journal: Journal, console: Console) -> Journal:
-    """The complete journal of `run`, with a progress bar on `console`; see `measure_rest`."""
+def measure_all(
+    run: ScoreRun, journal: Journal, console: Console, *, allow_few: bool = False
+) -> Journal:
+    """The complete journal of `run`, with progress on `console`; see `ScoreRun.measure_rest`."""
     if journal.results:
         console.print(f"going on after {len(journal.results)} samples", highlight=False)
     lengths = [len(prompt.ids) for prompt in run.prompts]
-    done, right = len(journal.results), len(accepted(journal.results))
-    with _progress(console, len(lengths)) as progress:
-        task = progress.add_task(
-            "samples", total=sum(lengths), completed=sum(lengths[:done]), done=done, right=right
-        )
-
-        def show(result: SampleResult) -> None:
-            nonlocal right
-            right += len(accepted([result]))
-            index = result.index
-            progress.update(task, advance=lengths[index], done=index + 1, right=right)
-
-        return run.measure_rest(journal, show)
-
-
-def _progress(console: Console, num_samples: int) -> Progress:
-    """Counts tokens, which samples of different lengths differ in, and shows samples."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn(f"{{task.fields[done]}}/{num_samples}"),
-        TextColumn("{task.fields[right]} answered"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        # By default rich forgets what is older, and a sample can take longer than that.
-        speed_estimate_period=SPEED_PERIOD,
-    )
+    with SampleProgress(console, lengths, journal.results) as progress:
+        return run.measure_rest(journal, progress.show, allow_few=allow_few)
 
 
 def score_file(
     request: ScoreRequest, run: ScoreRun, journal: Journal, *, allow_few: bool = False
 ) -> ScoreFile:
-    """The score file of a complete run. Raises ScoringError, see `mean_scores`."""
-    scores = mean_scores(journal.results, allow_few=allow_few)
+    """The score file of a complete run. Raises ScoringError, see `ScoreRun.mean_scores`."""
+    scores = run.mean_scores(journal.results, allow_few=allow_few)
     return ScoreFile(
         schema_version=1,
         model=ScoredModel(name=request.name, identity=run.checkpoint.identity),
@@ -123,8 +102,9 @@ def score_file(
             num_accepted=len(accepted(journal.results)),
             lengths=tuple(sorted({len(prompt.ids) for prompt in run.prompts})),
             data=request.source.description,
-            template=request.template.text,
-            chat=request.template.chat,
+            template=run.template.text,
+            chat=run.template.chat,
+            answers=run.answers,
             dtype=str(run.checkpoint.model.dtype).removeprefix("torch."),
         ),
         scores=tuple(tuple(row) for row in scores.tolist()),
@@ -147,8 +127,8 @@ def _check_lengths(request: ScoreRequest, checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_fits(number: int, prompt: PromptTokens, checkpoint: Checkpoint) -> None:
-    needed, most = len(prompt.ids) + len(prompt.answer_ids), checkpoint.max_tokens
+def _check_fits(number: int, prompt: PromptTokens, room: int, checkpoint: Checkpoint) -> None:
+    needed, most = len(prompt.ids) + len(prompt.answer_ids) + room, checkpoint.max_tokens
     if needed > most:
         raise SamplesError(
             f"sample {number} takes {needed} tokens with its answer, the model's positions end at "

@@ -18,12 +18,17 @@ Row = Annotated[tuple[float, ...], Field(strict=False)]
 
 
 class SampleResult(BaseModel):
-    """What one sample gave. `scores` is [num_layers][num_heads]; `f1` is the answer's, 0 to 1."""
+    """What one sample gave.
+
+    share: of the expected answer, how much the model gives, 0 to 1.
+    said: the model's own words. scores: [num_layers][num_heads], of either sign.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     index: int = Field(ge=0)
-    f1: float = Field(ge=0, le=1)
+    share: float = Field(ge=0, le=1)
+    said: str
     scores: tuple[Row, ...] = Field(strict=False)
 
     @property

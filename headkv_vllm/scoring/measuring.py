@@ -1,116 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One sample: the model answers, and every head is scored at every step of the answer."""
+"""One sample: the model answers, or is told the answer, and every head is scored while it does."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from headkv_vllm.errors import ScoringError, UnsupportedError
-from headkv_vllm.scoring.methods import METHODS, Method
+from headkv_vllm.scoring.answer_pass import PREFILL_CHUNK, ReadPrompt
+from headkv_vllm.scoring.attention_scores import FullAttention, attention_scores
+from headkv_vllm.scoring.methods import STEP_SCORES, Method
 from headkv_vllm.scoring.prompts import PromptTokens
+from headkv_vllm.scoring.sensitivity import sensitivity
 
-PREFILL_CHUNK = 2048
-"""Prompt tokens per forward pass: bounds the activations, whatever the prompt's length."""
+Answers = Literal["forced", "generated"]
+"""Whose answers heads are scored on: the samples', or those that the model gives."""
+ANSWERS: Final[tuple[Answers, ...]] = get_args(Answers)
+ROOM_TO_TALK: Final = 32
+"""Tokens that a generated answer may have more than the expected one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """What one sample gave.
 
-    generated: the answer's token ids, without the token that ends it.
-    scores: [num_layers, num_heads], the sum of the method's score over the answer's steps.
+    answer: the tokens that were scored, without the one that ends the answer.
+    choices: the model's own choice in place of each of them, which a generated answer consists of.
+    scores: [num_layers, num_heads], the method's score of this answer.
     """
 
-    generated: tuple[int, ...]
+    answer: tuple[int, ...]
+    choices: tuple[int, ...]
     scores: npt.NDArray[np.float64]
 
-
-@dataclass
-class _Rows:
-    """The rows of one step, by layer: `[num_heads, num_tokens]` each, on their layer's device."""
-
-    num_tokens: int
-    by_layer: dict[int, torch.Tensor] = field(default_factory=dict)
-
-    def __call__(self, layer: int, rows: torch.Tensor) -> None:
-        if rows.shape[1] != self.num_tokens:
-            raise UnsupportedError(
-                f"layer {layer} attends {rows.shape[1]} of {self.num_tokens} tokens, so its heads "
-                "cannot be scored: only full attention can"
-            )
-        self.by_layer[layer] = rows
+    @property
+    def agreement(self) -> float:
+        """The share of the answer's tokens that the model would choose itself; 0 for none."""
+        equal = sum(a == b for a, b in zip(self.answer, self.choices, strict=True))
+        return equal / max(1, len(self.answer))
 
 
-@torch.inference_mode()
 def measure(
     model: PreTrainedModel,
     prompt: PromptTokens,
     method: Method,
+    answers: Answers,
     stop_ids: frozenset[int],
     prefill_chunk: int = PREFILL_CHUNK,
 ) -> Measurement:
-    """Let `model` answer `prompt` greedily, and sum `method` over the steps of the answer.
+    """Score the heads of `model` on the expected answer, or on the one that it generates.
 
-    The answer ends before a token of `stop_ids`, and after as many tokens as the expected one has.
-    The first step is that of the prompt's last token, which generates the answer's first.
+    A generated answer ends before a token of `stop_ids`, or when it has `ROOM_TO_TALK` tokens more
+    than the expected one. Either answer is scored in one pass over its rows: each token's is that
+    of the token before it, which gives it; the first one's is that of the prompt's last token.
 
     `model` is loaded with `attn_implementation=attention_rows.ATTENTION`. Beyond its weights it
-    takes memory for the KV cache, the activations of one chunk, and one step's rows: num_layers *
-    num_heads * num_tokens * 4 bytes. There is no `T x T` matrix.
+    takes memory for the KV cache, the activations of one chunk, and one layer's rows: num_heads *
+    answer tokens * num_tokens * 4 bytes, some times over. There is no `T x T` matrix.
 
     Raises UnsupportedError when a layer hands over no row or does not attend all tokens, and
     ScoringError when the model yields no numbers.
     """
-    cache = DynamicCache(config=model.config)
-    ids = torch.tensor(prompt.ids, device=model.device)
-    for chunk in ids[:-1].split(prefill_chunk):
-        model(chunk[None], past_key_values=cache, logits_to_keep=1)
+    read = ReadPrompt.read(model, prompt.ids, prefill_chunk)
+    answer = prompt.answer_ids
+    if answers == "generated":
+        answer = read.generate(len(answer) + ROOM_TO_TALK, stop_ids)
     sizes = model.config.get_text_config()
-    total = np.zeros((sizes.num_hidden_layers, sizes.num_attention_heads))
-    generated: list[int] = []
-    last = ids[-1:]
-    while len(generated) < len(prompt.answer_ids):
-        rows = _Rows(len(prompt.ids) + len(generated))
-        token = _next_token(model, last, cache, rows)
-        if token in stop_ids:
-            break
-        total += _score_step(rows, prompt, token, method, total.shape[0])
-        generated.append(token)
-        last = torch.tensor([token], device=model.device)
-    return Measurement(tuple(generated), total)
+    if not answer:
+        return Measurement((), (), np.zeros((sizes.num_hidden_layers, sizes.num_attention_heads)))
+    scores, logits = _score(read, prompt, method, answer)
+    return Measurement(answer, tuple(logits.argmax(-1).tolist()), scores.numpy())
 
 
-def _next_token(model: PreTrainedModel, last: torch.Tensor, cache: Any, rows: _Rows) -> int:
-    output = model(last[None], past_key_values=cache, logits_to_keep=1, read_rows=rows)
-    logits = output.logits[0, -1]
-    if not torch.isfinite(logits).all():
-        raise ScoringError(
-            f"the model computes no finite numbers in {str(model.dtype).removeprefix('torch.')}: "
-            "try another --dtype"
-        )
-    return int(logits.argmax())
-
-
-def _score_step(
-    rows: _Rows, prompt: PromptTokens, token: int, method: Method, num_layers: int
-) -> npt.NDArray[np.float64]:
-    """[num_layers, num_heads]: the scores of the step that generates `token`."""
-    missing = sorted(set(range(num_layers)) - rows.by_layer.keys())
-    if missing:
-        raise UnsupportedError(
-            f"layers {missing} have no attention weights, so their heads cannot be scored"
-        )
-    evidence = torch.zeros(rows.num_tokens, dtype=torch.bool)
-    evidence[list(prompt.evidence)] = True
-    holds_token = torch.zeros(rows.num_tokens, dtype=torch.bool)
-    holds_token[: len(prompt.ids)] = torch.tensor(prompt.ids) == token
-    per_layer = []
-    for layer in range(num_layers):
-        row = rows.by_layer[layer]
-        masks = evidence.to(row.device), holds_token.to(row.device)
-        per_layer.append(METHODS[method](row, *masks).double().cpu())
-    return torch.stack(per_layer).numpy()
+def _score(
+    read: ReadPrompt, prompt: PromptTokens, method: Method, answer: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores [num_layers, num_heads], and the answer's logits [num_rows, vocab_size]."""
+    if method != "grad":
+        return attention_scores(read, prompt, answer, STEP_SCORES[method])
+    with torch.no_grad():
+        logits = read.answer(answer, FullAttention(read))
+    return sensitivity(read, answer), logits

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one answer step says of each head: the retrieval score r and HeadKV's score r2.
+"""What one answer step's attention says of each head: the retrieval score r and HeadKV's score r2.
 
 A sample's score is the sum over the steps of its answer; a model's, the mean over its samples.
 """
 
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-Method = Literal["r2", "r"]
+Method = Literal["grad", "r2", "r"]
+"""How heads are scored: by `sensitivity`, or by one of `STEP_SCORES`."""
+METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
 
 class StepScore(Protocol):
@@ -73,4 +75,4 @@ def evidence_score_plain(attention: Tensor, evidence: Tensor, holds_token: Tenso
     return torch.tensor(scores, dtype=torch.float32)
 
 
-METHODS: Final[dict[Method, StepScore]] = {"r2": evidence_score, "r": retrieval_score}
+STEP_SCORES: Final[dict[Method, StepScore]] = {"r2": evidence_score, "r": retrieval_score}

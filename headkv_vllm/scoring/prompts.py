@@ -2,8 +2,8 @@
 """A sample as the tokens that a model is given, with the positions of the evidence."""
 
 from bisect import bisect_right
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Self
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,9 +24,9 @@ class PromptTokens:
 
     ids: the whole prompt, special tokens included.
     evidence: positions in `ids`, ascending, of the tokens that share a character with the
-        evidence. Never empty, and never a special token: the HeadKV authors' code looks for a
-        window of tokens like the statement's, and can take a BOS in.
-    answer_ids: the expected answer without special tokens. Their number bounds the generation.
+        evidence; none where the sample has no evidence. Never a special token: the HeadKV authors'
+        code looks for a window of tokens like the statement's, and can take a BOS in.
+    answer_ids: the expected answer without special tokens.
     """
 
     ids: tuple[int, ...]
@@ -38,12 +38,12 @@ class PromptTokens:
 class Template:
     """How a sample becomes a text: `{context}`, later `{question}`, each once, other braces as is.
 
-    chat: the text is wrapped as a user's message by the tokenizer's chat template. Raises
-    SamplesError for another text.
+    chat: the text is wrapped as a user's message by the tokenizer's chat template; None: if it has
+    one. Raises SamplesError for another text.
     """
 
     text: str = DEFAULT_TEMPLATE
-    chat: bool = False
+    chat: bool | None = False
 
     def __post_init__(self) -> None:
         counts = [self.text.count(CONTEXT), self.text.count(QUESTION)]
@@ -52,6 +52,11 @@ class Template:
                 f"the template is {shown(self.text)}, allowed is a text with {CONTEXT} once and "
                 f"{QUESTION} once after it"
             )
+
+    def settled(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """The same, with `chat` true or false."""
+        chat = bool(tokenizer.chat_template) if self.chat is None else self.chat
+        return replace(self, chat=chat)
 
     def fill(self, sample: Sample) -> tuple[str, int]:
         """The text of `sample`, and the character at which its context starts."""
@@ -64,6 +69,7 @@ class Template:
 def template_length(tokenizer: PreTrainedTokenizerBase, template: Template) -> int:
     """Tokens of a prompt besides context and question. Raises UnsupportedError, see `tokenize`."""
     text, _ = template.fill(Sample("", "", "", ()))
+    template = template.settled(tokenizer)
     if template.chat:
         text = _render(text, tokenizer)
     return len(_encode(text, tokenizer, add_special_tokens=not template.chat)[0])
@@ -74,13 +80,17 @@ def tokenize(
 ) -> PromptTokens:
     """`sample` in the tokens of `tokenizer`, with its special tokens, or its chat template's.
 
-    The answer is tokenized after a space, as it would follow the prompt. Raises UnsupportedError
-    when the tokenizer is not a fast one, or has no chat template that can be used, and
-    SamplesError when the chat template changes the text, or evidence or answer has no token.
+    The answer is tokenized as it would follow the prompt: after a space, or after what the chat
+    template puts before it. Raises UnsupportedError when the tokenizer is not a fast one, or has no
+    chat template that can be used, and SamplesError when the chat template changes the text, or
+    evidence or answer has no token.
     """
+    template = template.settled(tokenizer)
     text, context = template.fill(sample)
     spans = [(context + start, context + end) for start, end in sample.evidence]
+    answer = f" {sample.answer}"
     if template.chat:
+        answer = _chat_answer(text, sample.answer, tokenizer)
         text, spans = _chat(text, spans, tokenizer)
     ids, offsets = _encode(text, tokenizer, add_special_tokens=not template.chat)
     evidence = _overlapping(offsets, spans)
@@ -90,7 +100,7 @@ def tokenize(
         PromptTokens(
             ids=ids,
             evidence=tuple(position for position in evidence if ids[position] not in special),
-            answer_ids=_encode(f" {sample.answer}", tokenizer, add_special_tokens=False)[0],
+            answer_ids=_encode(answer, tokenizer, add_special_tokens=False)[0],
         ),
     )
 
@@ -124,24 +134,37 @@ def _chat(
         count = "not" if place < 0 else "more than once"
         raise SamplesError(
             f"the chat template of {type(tokenizer).__name__} has the message {count} in its text, "
-            "so the evidence cannot be found: leave --chat out"
+            "so the evidence cannot be found: --no-chat asks in plain text"
         )
     moved, last = place - text.index(stripped), place + len(stripped)
     kept = [(max(start + moved, place), min(end + moved, last)) for start, end in spans]
     return rendered, [(start, end) for start, end in kept if start < end]
 
 
-def _render(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def _chat_answer(text: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """`answer` as it follows the chat with `text`: some templates put a space before it."""
+    asked, answered = _render(text, tokenizer), _render(text, tokenizer, answer)
+    start = answered.find(answer, len(asked))
+    between = answered[len(asked) : start]
+    follows = start >= 0 and answered.startswith(asked) and not between.strip()
+    return between + answer if follows else answer
+
+
+def _render(text: str, tokenizer: PreTrainedTokenizerBase, answer: str | None = None) -> str:
+    """The chat with `text` as the user's message, up to where `answer` begins, or with it."""
     from jinja2 import TemplateError
 
     name = type(tokenizer).__name__
     if not tokenizer.chat_template:
-        raise UnsupportedError(f"{name} has no chat template: leave --chat out")
+        raise UnsupportedError(f"{name} has no chat template: --no-chat asks in plain text")
+    messages = [{"role": "user", "content": text}]
+    if answer is not None:
+        messages.append({"role": "assistant", "content": answer})
     try:
         rendered: str = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
+            messages,
             tokenize=False,
-            add_generation_prompt=True,
+            add_generation_prompt=answer is None,
             # Qwen3's and others' would let the model think aloud for longer than an answer is.
             enable_thinking=False,
         )
@@ -178,7 +201,7 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def _check(sample: Sample, prompt: PromptTokens) -> PromptTokens:
-    if not prompt.evidence:
+    if sample.evidence and not prompt.evidence:
         start, end = sample.evidence[0]
         raise SamplesError(f"the evidence {shown(sample.context[start:end])} has no tokens")
     if not prompt.answer_ids:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headkv_vllm.errors import SettingsError, shown
-from headkv_vllm.scoring.methods import METHODS, Method
+from headkv_vllm.scoring.measuring import ANSWERS, Answers
+from headkv_vllm.scoring.methods import METHODS, STEP_SCORES, Method
 from headkv_vllm.scoring.prompts import DEFAULT_TEMPLATE, Template
 from headkv_vllm.scoring.source import BuiltInSource, FileSource, Source
 
-DEFAULT_LENGTHS = "1024,2048,4096"
+DEFAULT_LENGTHS = "512,1024,2048"
 DEFAULT_SEED = 0
 MOST_PER_LENGTH = 10_000
 MOST = 2**31 - 1
@@ -32,6 +33,7 @@ class ScoreRequest:
     revision: str | None
     name: str
     method: Method
+    answers: Answers
     source: Source
     template: Template
     out: Path
@@ -45,8 +47,16 @@ def parse_method(text: str) -> Method:
     raise SettingsError(f"--method is {shown(text)}, allowed are {', '.join(METHODS)}")
 
 
+def parse_answers(text: str) -> Answers:
+    """Whose answers are scored. Raises SettingsError."""
+    for answers in ANSWERS:
+        if text == answers:
+            return answers
+    raise SettingsError(f"--answers is {shown(text)}, allowed are {', '.join(ANSWERS)}")
+
+
 def parse_source(
-    samples: str, lengths: str | None, seed: int | None, haystack: Path | None
+    method: Method, samples: str, lengths: str | None, seed: int | None, haystack: Path | None
 ) -> Source:
     """`samples` is a number of built-in samples per length, or a file, which excludes the rest.
 
@@ -54,7 +64,7 @@ def parse_source(
     """
     if not samples.lstrip("+-").isdigit():
         _refuse_beside_file({"--lengths": lengths, "--seed": seed, "--haystack": haystack})
-        return FileSource.at(Path(samples))
+        return FileSource.at(Path(samples), needs_evidence=method in STEP_SCORES)
     parts = (DEFAULT_LENGTHS if lengths is None else lengths).split(",")
     return BuiltInSource.hidden_in(
         haystack,
@@ -64,7 +74,7 @@ def parse_source(
     )
 
 
-def parse_template(text: str | None, *, chat: bool) -> Template:
+def parse_template(text: str | None, *, chat: bool | None) -> Template:
     """The prompt's template, the default one for None. Raises SamplesError."""
     return Template(DEFAULT_TEMPLATE if text is None else text, chat)
 

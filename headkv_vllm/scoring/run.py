@@ -5,38 +5,45 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import floor, log10
+from math import ceil, floor, log10
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from headkv_vllm.errors import ScoringError
+from headkv_vllm.errors import ScoringError, shown
 from headkv_vllm.scoring.checkpoint import Checkpoint
-from headkv_vllm.scoring.f1 import f1
 from headkv_vllm.scoring.journal import Journal, SampleResult
-from headkv_vllm.scoring.measuring import measure
+from headkv_vllm.scoring.measuring import Answers, measure
 from headkv_vllm.scoring.methods import Method
-from headkv_vllm.scoring.prompts import PromptTokens
+from headkv_vllm.scoring.prompts import PromptTokens, Template
+from headkv_vllm.scoring.word_overlap import recall
 from headkv_vllm.version import tool_version
 
-ACCEPTED_F1 = 0.5
-"""An answer counts when its F1 is above this, as in the HeadKV authors' code."""
+ACCEPTED_SHARE = 0.5
+"""A sample counts when the model gives more than this share of its answer."""
 LEAST_SHARE = 0.25
 """Share of the samples that must count. With fewer, the scores say little about retrieval."""
+FIRST_SAMPLES = 10
+"""If none of these counts, none of the others is worth its time."""
 DECIMALS = 6
 """Of the scores in the file, and more where all of them are small: long evidence makes them so."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreRun:
-    """What is measured: `prompts` on `checkpoint`; `answers` are the texts that they should get."""
+    """What is measured: `prompts` on `checkpoint`; `expected` are the texts of their answers.
+
+    template: what the prompts were made with.
+    """
 
     checkpoint: Checkpoint
     method: Method
+    answers: Answers
+    template: Template
     prompts: tuple[PromptTokens, ...]
-    answers: tuple[str, ...]
+    expected: tuple[str, ...]
 
     def describe(self) -> dict[str, Any]:
         """All that the results depend on, in JSON types; the journal is matched by it."""
@@ -45,6 +52,7 @@ class ScoreRun:
         return {
             "tool_version": tool_version(),
             "method": self.method,
+            "answers": self.answers,
             "fingerprint": self.checkpoint.identity.fingerprint,
             "weights": self.checkpoint.weights,
             "dtype": str(model.dtype),
@@ -52,66 +60,103 @@ class ScoreRun:
             "num_threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "num_samples": len(self.prompts),
-            "prompts": hashlib.sha256(json.dumps([prompts, self.answers]).encode()).hexdigest(),
+            "prompts": hashlib.sha256(json.dumps([prompts, self.expected]).encode()).hexdigest(),
         }
 
-    def measure_rest(self, journal: Journal, on_result: Callable[[SampleResult], None]) -> Journal:
+    def measure_rest(
+        self,
+        journal: Journal,
+        on_result: Callable[[SampleResult], None],
+        *,
+        allow_few: bool = False,
+    ) -> Journal:
         """Measure the samples that `journal` lacks; `on_result` is called after each of them.
 
-        Raises ScoringError when a result cannot be kept, or the model yields no numbers.
+        Raises ScoringError when a result cannot be kept, or the model yields no numbers, or, unless
+        `allow_few`, when none of the first FIRST_SAMPLES counts.
         """
         for index in range(len(journal.results), len(self.prompts)):
+            if index == FIRST_SAMPLES and not allow_few and not accepted(journal.results):
+                raise ScoringError(self._none_counts(journal.results))
             result = self._measure_one(index)
             journal = journal.append(result)
             on_result(result)
         return journal
 
+    def mean_scores(
+        self, results: Sequence[SampleResult], *, allow_few: bool = False
+    ) -> npt.NDArray[np.float64]:
+        """The mean over the accepted results: [num_layers, num_heads], rounded, see DECIMALS.
+
+        Gates are a KV head's: its query heads get the mean of their gradients, and 0 for a negative
+        one. Raises ScoringError, with the counts, when fewer than LEAST_SHARE of the samples count
+        (or none, with `allow_few`), or when no head scores above zero.
+        """
+        right = accepted(results)
+        wanted = 1 if allow_few else max(1, ceil(len(results) * LEAST_SHARE))
+        if not right:
+            raise ScoringError(self._none_counts(results))
+        if len(right) < wanted:
+            raise ScoringError(
+                f"{len(right)} of {len(results)} samples count, and scores from fewer than "
+                f"{wanted} say little: --allow-few takes what there is; {self._advice}"
+            )
+        scores: npt.NDArray[np.float64] = np.mean([result.values for result in right], axis=0)
+        if self.method == "grad":
+            scores = of_kv_heads(scores, self.checkpoint.identity.num_kv_heads)
+        if not scores.any():
+            raise ScoringError(
+                f"all scores are 0: in {len(right)} answers that count no head attends the "
+                "evidence as the method asks"
+            )
+        return scores.round(DECIMALS - min(0, floor(log10(scores.max())) + 1))
+
     def _measure_one(self, index: int) -> SampleResult:
         checkpoint, prompt = self.checkpoint, self.prompts[index]
         try:
-            measured = measure(checkpoint.model, prompt, self.method, checkpoint.stop_ids)
+            measured = measure(
+                checkpoint.model, prompt, self.method, self.answers, checkpoint.stop_ids
+            )
         except torch.OutOfMemoryError:
             raise ScoringError(
                 f"sample {index + 1} of {len(prompt.ids)} tokens does not fit into the memory of "
                 f"{checkpoint.model.device}: give shorter texts (--lengths), or another "
                 "--dtype"
             ) from None
-        said = checkpoint.tokenizer.decode(measured.generated, skip_special_tokens=True)
-        return SampleResult(
-            index=index, f1=f1(self.answers[index], said), scores=measured.scores.tolist()
+        said = checkpoint.tokenizer.decode(measured.choices, skip_special_tokens=True)
+        share = measured.agreement
+        if self.answers == "generated":
+            share = recall(self.expected[index], said)
+        return SampleResult(index=index, share=share, said=said, scores=measured.scores.tolist())
+
+    def _none_counts(self, results: Sequence[SampleResult]) -> str:
+        last = results[-1]
+        return (
+            f"none of {len(results)} samples counts: sample {last.index + 1} expects "
+            f"{shown(self.expected[last.index])}, the model says {shown(last.said)}; {self._advice}"
         )
+
+    @property
+    def _advice(self) -> str:
+        if self.template.chat:
+            return "shorter texts (--lengths) are easier, and --no-chat asks in plain text"
+        if self.checkpoint.tokenizer.chat_template:
+            return "shorter texts (--lengths) are easier, and --chat asks in the model's own format"
+        return "shorter texts (--lengths) are easier"
 
 
 def accepted(results: Sequence[SampleResult]) -> list[SampleResult]:
-    """The results whose answer is right: F1 above ACCEPTED_F1."""
-    return [result for result in results if result.f1 > ACCEPTED_F1]
+    """The results that count: those with a share above ACCEPTED_SHARE."""
+    return [result for result in results if result.share > ACCEPTED_SHARE]
 
 
-def mean_scores(
-    results: Sequence[SampleResult], *, allow_few: bool = False
-) -> npt.NDArray[np.float64]:
-    """The mean over the accepted results: [num_layers, num_heads], rounded, see DECIMALS.
+def of_kv_heads(gradients: npt.NDArray[np.float64], num_kv_heads: int) -> npt.NDArray[np.float64]:
+    """Scores of query heads from gradients [num_layers, num_heads] of gates of their own.
 
-    Raises ScoringError, with the counts, when fewer than LEAST_SHARE of the answers are right (or
-    none, with `allow_few`), or when no head scores above zero.
+    A KV head has one budget, so one gate: its gradient is the sum of those of its query heads. Each
+    of them gets an equal part, or 0 where the sum is negative.
     """
-    right = accepted(results)
-    wanted = 1 if allow_few else max(1, int(np.ceil(len(results) * LEAST_SHARE)))
-    if len(right) < wanted:
-        raise ScoringError(_too_few(len(right), len(results), wanted))
-    scores: npt.NDArray[np.float64] = np.mean([r.values for r in right], axis=0)
-    if not scores.any():
-        raise ScoringError(
-            f"all scores are 0: in {len(right)} right answers no head attends the evidence as the "
-            "method asks"
-        )
-    return scores.round(DECIMALS - min(0, floor(log10(scores.max())) + 1))
-
-
-def _too_few(right: int, total: int, wanted: int) -> str:
-    hint = "--allow-few takes what there is; " if right else ""
-    return (
-        f"the model answered {right} of {total} samples (F1 above {ACCEPTED_F1}), and scores from "
-        f"fewer than {wanted} say little: {hint}--chat asks an instruction-tuned model in its own "
-        "format, and shorter texts (--lengths) are easier"
-    )
+    groups = gradients.reshape(len(gradients), num_kv_heads, -1)
+    means = np.maximum(groups.mean(axis=2, keepdims=True), 0.0)
+    scores: npt.NDArray[np.float64] = np.broadcast_to(means, groups.shape).reshape(gradients.shape)
+    return scores

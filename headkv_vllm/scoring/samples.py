@@ -20,8 +20,8 @@ Span = tuple[int, int]
 class Sample:
     """One question. The model passes when it gives `answer`, and is watched while it does.
 
-    evidence: character spans `[start, end)` of `context`, ascending, not empty, apart from each
-        other: the statement that answers the question.
+    evidence: character spans `[start, end)` of `context`, ascending, apart from each other: the
+        statement that answers the question. None where it is not known.
     """
 
     context: str
@@ -43,9 +43,13 @@ class SampleLine(BaseModel):
         description="a text from the context, a span of characters [start, end], or a list of them",
     )
 
-    def to_sample(self) -> Sample:
+    def to_sample(self, *, needs_evidence: bool) -> Sample:
         """The sample with its evidence as spans. Raises SamplesError without file and line."""
         spans = [span for part in self._parts() for span in self._find(part)]
+        if needs_evidence and not spans:
+            raise SamplesError(
+                f"the answer {shown(self.answer)} is not in the context, so evidence is needed"
+            )
         return Sample(self.context, self.question, self.answer, merge(spans))
 
     def _parts(self) -> tuple[str | Span | None, ...]:
@@ -72,10 +76,6 @@ class SampleLine(BaseModel):
     def _find_answer(self) -> list[Span]:
         """Whole words if there are any: 'no' does not stand in 'know'."""
         places = list(occurrences(self.context, self.answer))
-        if not places:
-            raise SamplesError(
-                f"the answer {shown(self.answer)} is not in the context, so evidence is needed"
-            )
         whole_words = re.compile(rf"(?<!\w){re.escape(self.answer)}(?!\w)")
         return [span for span in places if whole_words.match(self.context, span[0])] or places
 
@@ -88,18 +88,19 @@ class SampleLine(BaseModel):
         return places
 
 
-def read_samples(path: Path) -> tuple[Sample, ...]:
+def read_samples(path: Path, *, needs_evidence: bool = True) -> tuple[Sample, ...]:
     """The samples in a file of JSON lines: `{context, question, answer, evidence (optional)}`.
 
     evidence is a text that stands in the context once, a span of characters `[start, end)`, or a
     list of such; without it, every place where the answer stands in the context, as whole words
-    if it does so anywhere. Blank lines are skipped.
+    if it does so anywhere. Where there is none, the sample has no evidence, which is an error if
+    `needs_evidence`. Blank lines are skipped.
 
     Raises SamplesError, one line with the file and the line number, when the file cannot be read,
     is empty or larger than MAX_FILE_BYTES, or a line is not as described.
     """
     samples = tuple(
-        _parse(path, number, line)
+        _parse(path, number, line, needs_evidence)
         for number, line in enumerate(_read_bytes(path).split(b"\n"), start=1)
         if line.strip()
     )
@@ -141,9 +142,10 @@ def _read_bytes(path: Path) -> bytes:
         raise SamplesError(f"samples file {str(path)!r} cannot be read: {error.strerror}") from None
 
 
-def _parse(path: Path, number: int, line: bytes) -> Sample:
+def _parse(path: Path, number: int, line: bytes, needs_evidence: bool) -> Sample:
     try:
-        return SampleLine.model_validate_json(line.decode()).to_sample()
+        read = SampleLine.model_validate_json(line.decode())
+        return read.to_sample(needs_evidence=needs_evidence)
     except UnicodeDecodeError:
         reason = "it is not UTF-8"
     except ValidationError as error:

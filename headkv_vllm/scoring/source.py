@@ -78,9 +78,9 @@ class FileSource:
     lengths: tuple[int, ...] = ()
 
     @classmethod
-    def at(cls, path: Path) -> Self:
-        """Those of the file at `path`. Raises SamplesError."""
-        read = read_samples(path)
+    def at(cls, path: Path, *, needs_evidence: bool) -> Self:
+        """Those of the file at `path`, see `read_samples`. Raises SamplesError."""
+        read = read_samples(path, needs_evidence=needs_evidence)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         return cls(read, f"{path.name}, sha256 {digest}")
 

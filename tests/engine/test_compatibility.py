@@ -269,7 +269,7 @@ def test_a_fitting_score_file_is_folded_and_sent_to_the_workers(checkpoint, scor
 
 def test_a_missing_score_file_is_refused(checkpoint):
     line = refusal(ScoreFileError, checkpoint, {"scores": "/none/such.json"})
-    assert "/none/such.json" in line and "No such file" in line
+    assert "no score file '/none/such.json'" in line and "bundled one: needle" in line
 
 
 def test_a_truncated_score_file_is_refused(checkpoint, scores):
@@ -291,10 +291,16 @@ def test_a_score_file_of_another_model_is_refused(checkpoint, scores):
     assert "num_kv_heads 2, this model has 4" in line
 
 
-def test_a_score_file_cannot_be_matched_with_a_model_without_weights(checkpoint, scores):
+def test_a_model_without_readable_weights_is_matched_by_its_sizes(checkpoint, scores):
+    """As one is whose weights are in another format, if the user names the file."""
     (checkpoint / "model.safetensors").unlink()
+    config = engine_config(checkpoint, {"scores": str(scores)})
+    assert config.additional_config["headkv_scores"]["values"] == [[0, 0.75], [0.25, 0.25]]
+    assert engine_config(checkpoint, {}).additional_config["headkv_scores"]["uniform"]
+    write_model(checkpoint, num_key_value_heads=4)
+    (checkpoint / "model.safetensors").unlink(missing_ok=True)
     line = refusal(ScoreFileError, checkpoint, {"scores": str(scores)})
-    assert "cannot be matched with the model" in line
+    assert "num_kv_heads 2, this model has 4" in line
 
 
 def test_without_our_backend_nothing_is_refused(tmp_path):

@@ -40,8 +40,8 @@ def settings(**given: Any) -> list[str]:
         ),
         (
             settings(scores="/no/scores.json"),
-            "score file '/no/scores.json' cannot be used: cannot be read (No such file or "
-            "directory), expected a JSON file",
+            "no score file '/no/scores.json': expected the path of a file, or the name of a "
+            "bundled one: needle, smollm2-135m-instruct",
         ),
         (
             ["--block-size", "24"],

@@ -24,7 +24,9 @@ def retrieval_scores():
         tokenize(sample, checkpoint.tokenizer, Template(TEMPLATE))
         for sample in score_samples([512], 2, 0)
     ]
-    measured = [measure(checkpoint.model, p, "r", checkpoint.stop_ids) for p in prompts]
+    measured = [
+        measure(checkpoint.model, prompt, "r", "forced", checkpoint.stop_ids) for prompt in prompts
+    ]
     return fold_query_heads(np.mean([m.scores for m in measured], axis=0), 4, "mean")
 
 

@@ -48,17 +48,38 @@ def test_a_path_below_the_home_folder_may_start_with_a_tilde(
     assert resolve(Settings(scores="~/scores.json"), identity).path == tmp_path / "scores.json"
 
 
-def test_a_path_to_another_models_scores_is_refused(score_file, identity, tmp_path):
+def test_a_path_to_scores_of_other_heads_is_refused(score_file, identity, tmp_path):
     path = tmp_path / "scores.json"
     write_score_file(path, score_file)
-    other = identity.model_copy(update={"fingerprint": "0" * 64})
-    with pytest.raises(ScoreFileError, match="tiny-llama"):
+    other = identity.model_copy(update={"num_layers": 4})
+    with pytest.raises(ScoreFileError, match="it is for tiny-llama with num_layers 3, this model"):
         resolve(Settings(scores=str(path)), other)
 
 
 def test_a_missing_path_is_refused(identity, tmp_path):
-    with pytest.raises(ScoreFileError, match="No such file"):
+    with pytest.raises(ScoreFileError, match=r"no score file .*none\.json.*bundled one: needle"):
         resolve(Settings(scores=str(tmp_path / "none.json")), identity)
+
+
+def test_a_quantised_copy_is_told_of_its_models_scores_and_takes_them_when_asked(
+    score_file, identity, bundled
+):
+    write_score_file(bundled / "tiny.json", score_file)
+    copy = identity.model_copy(update={"fingerprint": "0" * 64})
+    found = resolve(Settings(), copy)
+    _assert_uniform(found, copy)
+    assert "a quantised or tuned copy of tiny, which has as many heads" in found.warning
+    assert '--additional-config \'{"headkv": {"scores": "tiny"}}\'' in found.warning
+    confirmed = resolve(Settings(scores="tiny"), copy)
+    assert confirmed.path == bundled / "tiny.json" and not confirmed.uniform
+    assert "tiny.json are of tiny-llama" in confirmed.warning and "\n" not in confirmed.warning
+    assert resolve(Settings(scores="tiny"), identity).warning is None
+
+
+def test_a_model_of_other_sizes_is_told_of_no_file(score_file, identity, bundled):
+    write_score_file(bundled / "tiny.json", score_file)
+    other = identity.model_copy(update={"fingerprint": "0" * 64, "head_size": 99})
+    assert "tiny" not in resolve(Settings(), other).warning
 
 
 def test_scores_near_the_largest_float_do_not_overflow(score_file, identity, tmp_path):
@@ -85,7 +106,7 @@ def test_auto_without_a_file_is_uniform_and_says_how_to_change_that(identity, bu
     assert found.warning is not None
     assert "\n" not in found.warning
     assert '--additional-config \'{"headkv": {"scores": "FILE.json"}}\'' in found.warning
-    assert "scores/README.md" in found.warning
+    assert "`headkv score MODEL` makes them" in found.warning
     assert identity.fingerprint[:12] in found.warning
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from transformers import LlamaConfig, Phi3Config
 from headkv_vllm.errors import ModelError, SettingsError, UnsupportedError
 from headkv_vllm.scores.checkpoint_folder import find_checkpoint_folder
 from headkv_vllm.scores.identity import identify_checkpoint
+from headkv_vllm.scoring import checkpoint
 from headkv_vllm.scoring.checkpoint import load_checkpoint
 from headkv_vllm.scoring.measuring import measure
 from headkv_vllm.scoring.prompts import PromptTokens
@@ -33,14 +35,6 @@ from tests.scoring.checkpoint_edits import (
     write,
 )
 from tests.scoring.small_models import FAMILIES, TINY, small_checkpoint
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +72,7 @@ def test_families_load_and_hand_over_attention(saved: Path, family: str) -> None
     ids = loaded.tokenizer.encode("grüß")
     assert loaded.tokenizer.decode(ids, skip_special_tokens=True) == "grüß"
     prompt = PromptTokens(tuple(ids), evidence=tuple(range(len(ids))), answer_ids=(3,))
-    scores = measure(loaded.model, prompt, "r2", frozenset()).scores
+    scores = measure(loaded.model, prompt, "r2", "forced", frozenset()).scores
     assert scores.shape == (loaded.identity.num_layers, loaded.identity.num_heads)
     np.testing.assert_allclose(scores, 1 / len(ids), rtol=1e-5)  # all attention is on evidence
 
@@ -135,7 +129,6 @@ def test_windows(
     ("saved_in", "asked_for", "computed_in"),
     [
         ("float32", "auto", "float32"),
-        ("bfloat16", "auto", "bfloat16"),
         ("float16", "auto", "float32"),
         ("float16", "float16", "float16"),
         ("bfloat16", "float32", "float32"),
@@ -149,6 +142,25 @@ def test_dtypes_on_the_cpu(tmp_path: Path, saved_in: str, asked_for: str, comput
     assert {weight.device.type for weight in model.parameters()} == {"cpu"}
     stored = load_file(folder / "model.safetensors")[NORM]
     assert torch.equal(model.model.norm.weight, stored.to(getattr(torch, computed_in)))
+
+
+@pytest.mark.parametrize(
+    ("instruction", "gib", "computed_in"),
+    [(None, 64, "float32"), ("avx512_bf16", 64, "bfloat16"), (None, 0, "bfloat16")],
+)
+def test_bfloat16_needs_a_cpu_that_has_it_or_memory_for_more(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    instruction: str | None,
+    gib: int,
+    computed_in: str,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: True, "avx2": True})
+    free = SimpleNamespace(available=gib * 2**30)
+    monkeypatch.setattr(checkpoint.psutil, "virtual_memory", lambda: free)
+    folder = small_checkpoint(tmp_path, FAMILIES["llama"], torch.bfloat16)
+    model = load_checkpoint(str(folder)).model
+    assert {weight.dtype for weight in model.parameters()} == {getattr(torch, computed_in)}
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int8", "", "fp16"])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`headkv score` as a user runs it, on the bundled model."""
 
+import json
 import resource
 import signal
 import subprocess
@@ -18,7 +19,10 @@ from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.needle.model import needle_config
 from headkv_vllm.resources import scores_dir
 from headkv_vllm.scores.file import read_score_file
+from headkv_vllm.scores.folding import fold_query_heads
 from headkv_vllm.scoring.journal import Journal
+from headkv_vllm.scoring.measuring import ANSWERS
+from headkv_vllm.scoring.methods import METHODS
 from tests.interrupts import heed_interrupts
 
 SHIPPED = scores_dir() / "needle.json"
@@ -39,10 +43,11 @@ def headkv(*arguments):
 
 
 def score(out, samples, *options, model=None):
-    """The arguments that made the shipped file; see scores/README.md."""
+    """The arguments that made the shipped file; see docs/head-scores.md."""
     model = model or checkpoint_path()
     template = "{context} {question}"
     asked = ["--samples", samples, "--template", template, "--name", "needle", "--threads", 1]
+    asked += ["--method", "r2"]
     return ["score", model, *asked, "--out", out, *options]
 
 
@@ -144,22 +149,63 @@ def untrained(tmp_path_factory):
     return folder
 
 
-def test_a_model_that_fails_the_questions_gets_no_file(untrained, samples, tmp_path):
-    for options in ([], ["--allow-few"]):
-        out = tmp_path / "scores.json"
-        refused = headkv(*score(out, samples, *options, model=untrained))
-        assert refused.exit_code == 1
-        assert "answered 0 of 48 samples" in " ".join(refused.output.split())
-        assert not out.exists() and Journal.beside(out).exists()
-
-
-@pytest.mark.parametrize("method", ["r2", "r"])
-def test_built_in_samples_reach_the_model(method, tmp_path):
-    """The bundled model reads no English, so that few answers are right is all it can show."""
-    arguments = ["score", checkpoint_path(), "--samples", 1, "--lengths", "300,400"]
-    refused = headkv(*arguments, "--method", method, "--out", tmp_path / "s.json", "--threads", 1)
+@pytest.mark.parametrize(("options", "tried"), [([], 10), (["--allow-few"], 48)])
+def test_a_model_that_fails_the_questions_gets_no_file(
+    untrained, samples, tmp_path, options, tried
+):
+    """And is asked no more than ten of them."""
+    out = tmp_path / "scores.json"
+    refused = headkv(*score(out, samples, *options, model=untrained))
     assert refused.exit_code == 1
-    assert "answered 0 of 2 samples" in " ".join(refused.output.split())
+    message = " ".join(refused.stderr.split())
+    assert f"none of {tried} samples counts: sample {tried} expects '" in message
+    assert "the model says '" in message and "--no-chat" in message
+    assert not out.exists() and len(Journal.beside(out).read_bytes().splitlines()) == 1 + tried
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("answers", ANSWERS)
+def test_built_in_samples_reach_the_model(method, answers, tmp_path):
+    """The bundled model reads no English, so that no answer is right is all it can show."""
+    arguments = ["score", checkpoint_path(), "--samples", 1, "--lengths", "300,400"]
+    options = ["--method", method, "--answers", answers, "--threads", 1]
+    refused = headkv(*arguments, *options, "--out", tmp_path / "s.json")
+    assert refused.exit_code == 1
+    assert "none of 2 samples counts" in " ".join(refused.output.split())
+
+
+@pytest.mark.parametrize("answers", ANSWERS)
+def test_a_file_of_questions_and_answers_is_enough_for_gradients(samples, tmp_path, answers):
+    """Without evidence, and they name the head that the attention to the evidence names."""
+    lines = [json.loads(line) for line in samples.read_text().splitlines()[:24:4]]
+    own = tmp_path / "own.jsonl"
+    kept = ("context", "question", "answer")
+    own.write_text("".join(json.dumps({key: line[key] for key in kept}) + "\n" for line in lines))
+    out = tmp_path / "scores.json"
+    done = headkv(*score(out, own, "--method", "grad", "--answers", answers))
+    assert done.exit_code == 0, done.output
+    assert "6 of 6 samples, 6 count" in done.stderr
+    made = read_score_file(out)
+    assert (made.method, made.provenance.answers) == ("grad", answers)
+    assert made.provenance.num_accepted == made.provenance.num_samples == 6
+    best = [
+        fold_query_heads(file.values, 4, "mean").argmax()
+        for file in (made, read_score_file(SHIPPED))
+    ]
+    assert best[0] == best[1]
+
+
+def test_the_chat_template_is_used_where_there_is_one(samples, tmp_path):
+    """The bundled model's adds nothing, so that its samples are right with it and without."""
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(samples.read_text().splitlines(keepends=True)[:2]))
+    used = {}
+    for option in ("", "--chat", "--no-chat"):
+        out = tmp_path / f"scores{option}.json"
+        done = headkv(*score(out, few, *filter(None, [option])))
+        assert done.exit_code == 0, done.output
+        used[option] = read_score_file(out).provenance.chat
+    assert used == {"": True, "--chat": True, "--no-chat": False}
 
 
 @pytest.mark.parametrize(
@@ -167,6 +213,7 @@ def test_built_in_samples_reach_the_model(method, tmp_path):
     [
         (["score", "no/such/model"], "no/such/model"),
         (["score", checkpoint_path(), "--method", "r3"], "--method is 'r3'"),
+        (["score", checkpoint_path(), "--answers", "own"], "--answers is 'own'"),
         (["score", checkpoint_path(), "--samples", "missing.jsonl"], "missing.jsonl"),
         (["score", "x" * 300], "xxx"),
         (["score", "[/no]"], "'[/no]'"),

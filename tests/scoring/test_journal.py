@@ -15,7 +15,7 @@ RUN = {"method": "r2", "num_samples": 3, "prompts": "ab"}
 
 
 def result(index: int, value: float = 0.1) -> SampleResult:
-    return SampleResult(index=index, f1=1.0, scores=((value, 1 / 3), (0.0, 1e-300)))
+    return SampleResult(index=index, share=1.0, said="yes", scores=((value, 1 / 3), (0.0, 1e-300)))
 
 
 def test_results_come_back_exactly(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_another_run_is_told_apart(tmp_path: Path, other: dict[str, object]) -> 
 
 
 @pytest.mark.parametrize(
-    "line", [b"{}\n", b"nonsense\n", b'{"index":1,"f1":1.0,"scores":[[1.0]]}\n']
+    "line", [b"{}\n", b"nonsense\n", b'{"index":1,"share":1.0,"said":"","scores":[[1.0]]}\n']
 )
 def test_a_damaged_journal_is_refused(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "j"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headkv_vllm.scoring.methods import (
-    METHODS,
+    STEP_SCORES,
     evidence_score,
     evidence_score_plain,
     retrieval_score,
@@ -40,7 +40,7 @@ def test_r2_by_hand():
     anywhere = torch.zeros(4, dtype=torch.bool)
     # Top two of head 0: positions 0, 1; of head 1: 3, 2; of head 2, all equal, the first two.
     expected = torch.tensor([0.3 / 2, 0.3 / 2, 0.25 / 2])
-    torch.testing.assert_close(METHODS["r2"](attention, evidence, anywhere), expected)
+    torch.testing.assert_close(STEP_SCORES["r2"](attention, evidence, anywhere), expected)
 
 
 def test_r_by_hand():
@@ -49,13 +49,13 @@ def test_r_by_hand():
     holds_token = torch.tensor([True, True, False, False])
     # Head 0 copies from the evidence, head 1 looks at another token of it, head 2 elsewhere.
     expected = torch.tensor([1 / 2, 0.0, 0.0])
-    torch.testing.assert_close(METHODS["r"](attention, evidence, holds_token), expected)
+    torch.testing.assert_close(STEP_SCORES["r"](attention, evidence, holds_token), expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", STEP_SCORES)
 @given(step=steps())
 def test_a_step_scores_between_0_and_1(method, step):
     attention, evidence, holds_token = step
     rows = attention / attention.sum(1, keepdim=True).clamp(min=1e-6)
-    scores = METHODS[method](rows, evidence, holds_token)
+    scores = STEP_SCORES[method](rows, evidence, holds_token)
     assert bool((scores >= 0).all()) and bool((scores <= 1 + 1e-6).all())

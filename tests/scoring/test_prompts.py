@@ -2,6 +2,7 @@
 """Prompts in tokens: where the evidence is, for tokenizers of several kinds."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 
@@ -111,6 +112,39 @@ def test_the_prompt_is_what_the_tokenizer_makes_of_the_text(name: str) -> None:
     chat = [{"role": "user", "content": text}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
     assert list(tokenize(SAMPLE, tokenizer, Template(chat=True)).ids) == ids
+
+
+ROLES = "{% for m in messages %}{% if m.role == 'user' %}[Q] {{ m.content }} [A]"
+ANSWERED = {
+    "at once": ("{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}", "ran home"),
+    "after a space": ("{% else %} {{ m.content }}<|end|>{% endif %}{% endfor %}", " ran home"),
+    "after a thought": ("{% else %}(none){{ m.content }}{% endif %}{% endfor %}", "ran home"),
+    "nowhere": ("{% endif %}{% endfor %}", "ran home"),
+}
+
+
+@pytest.mark.parametrize(("rest", "text"), ANSWERED.values(), ids=ANSWERED.keys())
+def test_an_answer_follows_a_chat_as_the_template_has_it(rest: str, text: str) -> None:
+    tokenizer = byte_level(bos=False)
+    tokenizer.chat_template = ROLES + rest
+    prompt = tokenize(SAMPLE, tokenizer, Template(chat=True))
+    assert tokenizer.decode(prompt.answer_ids) == text
+    assert tokenizer.decode(prompt.ids).endswith("[A]")
+
+
+def test_the_chat_template_is_used_where_there_is_one_unless_told() -> None:
+    with_one, without = byte_level(bos=False), word_level(bos=False, chat=None)
+    for chat, expected in ((None, (True, False)), (True, (True, True)), (False, (False, False))):
+        template = Template(chat=chat)
+        assert (template.settled(with_one).chat, template.settled(without).chat) == expected
+    assert tokenize(SAMPLE, with_one, Template(chat=None)) == tokenize(
+        SAMPLE, with_one, Template(chat=True)
+    )
+
+
+def test_a_sample_may_have_no_evidence() -> None:
+    prompt = tokenize(replace(SAMPLE, evidence=()), TOKENIZERS["bytes"](), Template(chat=True))
+    assert prompt.evidence == () and prompt.answer_ids
 
 
 @pytest.mark.parametrize("name", ["words, BOS", "bytes, BOS", "metaspace, BOS"])

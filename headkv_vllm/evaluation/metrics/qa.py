@@ -6,7 +6,7 @@ from typing import Final
 
 from headkv_vllm.evaluation.metrics.chinese import PUNCTUATION, cut
 from headkv_vllm.evaluation.samples import Sample
-from headkv_vllm.scoring.f1 import english_words, words_f1
+from headkv_vllm.scoring.word_overlap import english_words, words_f1
 
 _NO_PUNCTUATION: Final = str.maketrans("", "", string.punctuation + PUNCTUATION)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token F1: how far a generated text agrees with the expected answer, as in SQuAD and LongBench."""
+"""How far a generated text agrees with the expected answer, word by word."""
 
 import re
 import string
@@ -11,14 +11,22 @@ _ARTICLES: Final = re.compile(r"\b(?:a|an|the)\b")
 _NO_PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
 
 
-def f1(answer: str, generated: str) -> float:
-    """`words_f1` of the words that count (arXiv 1606.05250); 1 where neither text has any."""
+def recall(answer: str, generated: str) -> float:
+    """Which share of the answer's words stands in `generated`: 0 to 1, as in arXiv 2404.15574.
+
+    Repeated words count as often as in both. An answer without words is recalled by no words.
+    """
     expected, said = english_words(answer), english_words(generated)
-    return 1.0 if expected == said else words_f1(expected, said)
+    if not expected:
+        return float(not said)
+    return (Counter(expected) & Counter(said)).total() / len(expected)
 
 
 def words_f1(expected: Sequence[str], said: Sequence[str]) -> float:
-    """Harmonic mean of precision and recall, 0 to 1; repeated words count as often as in both."""
+    """Harmonic mean of precision and recall, 0 to 1, as in SQuAD (arXiv 1606.05250) and LongBench.
+
+    Repeated words count as often as in both.
+    """
     common = (Counter(expected) & Counter(said)).total()
     return 2 * common / (len(expected) + len(said)) if common else 0.0
 

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of heads by how much an answer's likelihood hangs on what they attend from afar."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from headkv_vllm.scoring.answer_pass import ReadPrompt
+from headkv_vllm.scoring.attention_rows import row_logits, weighted_values
+
+SINK: Final = 4
+RECENT: Final = 32
+"""What is near a token: the prompt's first tokens, and the last ones, the token itself included."""
+AMOUNTS: Final = (0.3, 0.5, 0.7)
+"""The values of the gates at which gradients are taken."""
+
+
+def sensitivity(
+    prompt: ReadPrompt, answer: Sequence[int], amounts: Sequence[float] = AMOUNTS
+) -> torch.Tensor:
+    """The gradient of the answer's log-likelihood with respect to a gate for each query head.
+
+    While the answer is computed, the output of a head is `gate * full + (1 - gate) * near`, of its
+    attention of all tokens, and of its attention where only the first `SINK` and the last `RECENT`
+    tokens are there. All gates have one value; the result is the mean over `amounts`, from 0 to 1.
+    Returns [num_layers, num_heads] float64, of either sign.
+
+    The weights of the model have no gradients (`requires_grad_(False)`), so that the graph is that
+    of the answer's rows; of their attention it holds one layer at a time.
+    """
+    num_heads = prompt.model.config.get_text_config().num_attention_heads
+    total = torch.zeros(prompt.num_layers, num_heads, dtype=torch.float64)
+    targets = torch.tensor(answer, device=prompt.last.device)[:, None]
+    for amount in amounts:
+        gates = torch.full(total.shape, amount, requires_grad=True)
+        with torch.enable_grad():
+            logits = prompt.answer(answer, _Gated(prompt, gates))
+            log_likelihood = logits.log_softmax(-1).gather(1, targets.to(logits.device)).sum()
+            (gradient,) = torch.autograd.grad(log_likelihood, gates)
+        total += gradient.double() / len(amounts)
+    return total
+
+
+@dataclass(frozen=True, eq=False)
+class _Gated:
+    """Attention behind gates [num_layers, num_heads]; see `sensitivity`."""
+
+    prompt: ReadPrompt
+    gates: torch.Tensor
+
+    def __call__(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        gates = self.gates[layer].to(query.device)
+        # Computed again when the gradient comes by, so that no two layers' rows are held at once.
+        output: torch.Tensor = checkpoint(
+            self._attend, layer, query, key, value, scale, gates, use_reentrant=False
+        )
+        return output
+
+    def _attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        gates: torch.Tensor,
+    ) -> torch.Tensor:
+        prompt_key, prompt_value = self.prompt.layer(layer)
+        logits = row_logits(query, prompt_key, key, scale)
+        far = far_tokens(logits.shape[1], logits.shape[2], logits.device)
+        near = logits.masked_fill(far, float("-inf")).softmax(-1)
+        weights = near + gates[:, None, None] * (logits.softmax(-1) - near)
+        return weighted_values(weights, prompt_value, value)
+
+
+def far_tokens(num_rows: int, num_tokens: int, device: torch.device) -> torch.Tensor:
+    """Bool [num_rows, num_tokens]: what is not near the last `num_rows` of `num_tokens` tokens."""
+    rows = torch.arange(num_tokens - num_rows, num_tokens, device=device)[:, None]
+    tokens = torch.arange(num_tokens, device=device)
+    return (tokens >= SINK) & (tokens <= rows - RECENT)
