@@ -19,10 +19,10 @@ from typing import Annotated, Any, Final, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import typer
+from benchmarks.kvpress_report import percent
 
 from benchmarks.harness.command import Out, command_line
 from benchmarks.harness.report import RESULTS, Report
-from benchmarks.kvpress_report import percent
 from headkv_vllm.evaluation.intervals import bootstrap_interval
 from headkv_vllm.evaluation.metrics import METRICS
 from headkv_vllm.evaluation.registry import find_task
@@ -122,10 +122,11 @@ def read_scores(files: dict[str, Path]) -> dict[str, FloatArray]:
 
 def serve_all(scores: dict[str, FloatArray]) -> None:
     """Make a policy of each of `scores`: HeadKV's, with these in place of the engine's."""
-    from headkv_vllm import config
     from headkv_vllm.budgets.headkv import headkv_shares
     from headkv_vllm.budgets.policy import Policy, Shares
-    from headkv_vllm.budgets.registry import POLICIES
+
+    from headkv_vllm import config
+    from headkv_vllm.budgets.policies import POLICIES
 
     def with_scores(own: FloatArray) -> Shares:
         return lambda scores, blocks, full, settings: headkv_shares(own, blocks, full, settings)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `headkv` command."""
 
-from pathlib import Path
+from typing import Annotated
+
 import typer
 from rich.console import Console
 
@@ -29,14 +30,31 @@ app.add_typer(scores_app, name="scores")
 
 
 @app.command()
-def demo() -> None:
-    """Start a real server on the bundled needle model and ask it about long prompts.
+def demo(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="An instruct model: its folder, or its hub name.", show_default=False),
+    ] = None,
+    *,
+    needle: Annotated[
+        bool, typer.Option("--needle", help="Ask the bundled needle model: no download.")
+    ] = False,
+) -> None:
+    """Start a real server, and ask it about a long text that no model knows.
 
-    Shows each question, the expected and the given answer, and the KV blocks that the request
-    held before and after its prompt was compressed. Ends with 0 if all answers are right.
+    Each question is asked with the whole prompt in the KV cache, with a quarter of it, and with an
+    eighth. Shows each answer, the KV blocks and MiB that the prompt holds, and the time per token.
+    Ends with 0 if all compressed answers are right. scripts/demo runs this with a real model.
     """
-    from headkv_vllm.demo import real_model as demonstration
+    from headkv_vllm.demo import documents
+    from headkv_vllm.demo.asking import ask_all
 
+    if needle == (model is not None):
+        raise typer.BadParameter("give a MODEL, or --needle, and not both")
+    if model is None:
+        arguments, questions = documents.needle_server(), documents.needle_questions()
+    else:
+        arguments, questions = documents.page_server(model), documents.page_questions()
     with readable_errors(), ends_on_sigterm():
-        all_right = demonstration.run(Path("/work/wt/smollm2"), Console())
+        all_right = ask_all(arguments, questions, Console())
     raise typer.Exit(0 if all_right else 1)

@@ -14,6 +14,9 @@ from rich.console import Console
 from headkv_vllm.errors import HeadKVError
 from headkv_vllm.server.process import ServerProcess
 
+NAME: Final = "demo"
+"""The model's name in requests."""
+BLOCK_SIZE: Final = 16
 START_TIMEOUT: Final = 240.0
 HELD: Final = re.compile(
     r"HeadKV: request (\S+) compressed .*it held (\d+) blocks, and now holds (\d+)"
@@ -38,6 +41,7 @@ def served(arguments: Sequence[str], console: Console) -> Iterator[ServerProcess
 
     Raises ServerError when it does not start.
     """
+    arguments = [*arguments, "--served-model-name", NAME]
     console.print("Starting: headkv serve", *arguments, soft_wrap=True, highlight=False)
     with tempfile.TemporaryDirectory(prefix="headkv-demo-") as folder:
         log_path = Path(folder) / "server.log"

@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from headkv_vllm import metrics
 from headkv_vllm.budgets.plan import make_plan
 from headkv_vllm.config import Settings
+from headkv_vllm.engine.metrics import definitions as metrics
 from headkv_vllm.evaluation.cells import Compression
 from headkv_vllm.evaluation.results import EvaluationError
 from headkv_vllm.scores.head_scores import HeadScores, resolve

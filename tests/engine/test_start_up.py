@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from headkv_vllm.demo import HELD
+from headkv_vllm.demo.server import HELD
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 from headkv_vllm.needle.tokenizer import build_tokenizer

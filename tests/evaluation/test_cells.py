@@ -3,7 +3,7 @@
 
 import pytest
 
-from headkv_vllm.budgets.registry import POLICIES
+from headkv_vllm.budgets.policies import POLICIES
 from headkv_vllm.config import Settings
 from headkv_vllm.errors import SettingsError
 from headkv_vllm.evaluation.cells import Cell, Compression, compressions, grid

@@ -19,7 +19,7 @@ import pytest
 from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.budgets.plan import make_plan
 from headkv_vllm.config import Settings
-from headkv_vllm.demo import HELD
+from headkv_vllm.demo.server import HELD
 from headkv_vllm.evaluation.cells import Compression
 from headkv_vllm.evaluation.loading import load_tokenizer
 from headkv_vllm.evaluation.prompts import read_prompts

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the demonstration asks: a page that no model knows, or the needle model's own texts."""
+
+from pathlib import Path
+from typing import Final
+
+from headkv_vllm.demo.asking import Question
+from headkv_vllm.demo.server import BLOCK_SIZE
+from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle.tasks import Task, generate_samples
+from headkv_vllm.resources import configs_dir
+
+DOCUMENT: Final = Path(__file__).with_name("document.txt")
+QUESTIONS: Final = {
+    "Who is the captain of the ferry?": "Odette Farrow",
+    "Who is the keeper of the lighthouse?": "Wilhelmina Stroud",
+    "What are the names of the three wind turbines?": "Agnes, Bertram and Clove",
+    "Who is the harbour master?": "Lucille Tregarth",
+}
+"""With what each answer must hold. The page states it; no model can know it."""
+NEEDLES: Final[tuple[tuple[Task, int], ...]] = (
+    ("multi-key", 1024),
+    ("multi-query", 1024),
+    ("two-hop", 1024),
+    ("multi-key", 2048),
+)
+"""Tasks of the needle model, and the tokens of a prompt."""
+SEED: Final = 11
+
+
+def page_questions() -> tuple[Question, ...]:
+    """Questions on the page, in chat format. All of them begin with the same text."""
+    page = DOCUMENT.read_text()
+    return tuple(
+        Question(text, expected, f"{page}\n{text}", max_tokens=32, chat=True)
+        for text, expected in QUESTIONS.items()
+    )
+
+
+def page_server(model: str) -> list[str]:
+    """What `headkv serve` is started with for a language model."""
+    arguments = [model, "--block-size", str(BLOCK_SIZE), "--max-model-len", "4096"]
+    return [*arguments, "--enforce-eager", "--enable-prompt-tokens-details"]
+
+
+def needle_questions() -> tuple[Question, ...]:
+    """Questions for the bundled needle model, which reads a language of its own."""
+    samples = [next(generate_samples(task, tokens, 1, SEED)) for task, tokens in NEEDLES]
+    return tuple(
+        Question(
+            f"{sample.task}, {sample.num_tokens:,} tokens: ? {sample.prompt.rsplit('? ', 1)[1]}",
+            sample.answer.strip(),
+            sample.prompt,
+            max_tokens=48,
+            chat=False,
+        )
+        for sample in samples
+    )
+
+
+def needle_server() -> list[str]:
+    """What `headkv serve` is started with for the needle model."""
+    config = str(configs_dir() / "needle.yaml")
+    return [str(checkpoint_path()), "--config", config, "--enable-prompt-tokens-details"]
