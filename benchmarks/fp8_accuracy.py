@@ -18,8 +18,7 @@ from rich.progress import track
 from benchmarks.harness.command import Out, command_line
 from benchmarks.harness.report import RESULTS, Report
 from benchmarks.harness.rounded_entries import round_what_is_written
-from benchmarks.kvpress_report import percent
-from headkv_vllm.evaluation.intervals import bootstrap_interval
+from headkv_vllm.evaluation.intervals import Interval, bootstrap_interval
 from headkv_vllm.needle.grading import grade
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import TASKS, Sample, Task, generate_samples
@@ -130,6 +129,12 @@ def ask(llm: Any, samples: Sequence[Sample], budget: int) -> list[float]:
         for sample, output in zip(samples, outputs, strict=True)
     )
     return [found.questions_right / found.questions for found in grades]
+
+
+def percent(interval: Interval, sign: str = "") -> str:
+    """Of shares: their mean, and its bounds."""
+    mean, low, high = (100 * value for value in (interval.mean, interval.low, interval.high))
+    return f"{mean:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
 
 
 if __name__ == "__main__":
