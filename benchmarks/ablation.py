@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import typer
-from transformers import Cache, DynamicCache
+from transformers import DynamicCache
 
 from benchmarks.harness.command import Out, command_line
 from benchmarks.harness.report import RESULTS, Report
@@ -39,8 +39,8 @@ from headkv_vllm.config import Settings
 from headkv_vllm.evaluation.metrics import METRICS
 from headkv_vllm.evaluation.prompts import Prompt, PromptFormat
 from headkv_vllm.evaluation.registry import find_task
-from headkv_vllm.scores.file import read_score_file
-from headkv_vllm.scores.folding import fold_query_heads
+from headkv_vllm.head_scores.file import read_score_file
+from headkv_vllm.head_scores.folding import fold_query_heads
 from headkv_vllm.scoring.answer_pass import ReadPrompt
 from headkv_vllm.scoring.attention_rows import row_logits, weighted_values
 from headkv_vllm.scoring.attention_scores import FullAttention
@@ -85,13 +85,23 @@ VARIANTS: Final = (
         Variant(f"window {window}, max", {"window": window, "query_reduction": "max"})
         for window in (4, 8, 16, 32)
     ),
-    *(Variant(f"window {window} before the template's end", {"window": window}, after=5)
-      for window in (4, 8, 16)),
-    *(Variant(f"window {window} before the template's end, max",
-              {"window": window, "query_reduction": "max"}, after=5)
-      for window in (8, 16)),
+    *(
+        Variant(f"window {window} before the template's end", {"window": window}, after=5)
+        for window in (4, 8, 16)
+    ),
+    *(
+        Variant(
+            f"window {window} before the template's end, max",
+            {"window": window, "query_reduction": "max"},
+            after=5,
+        )
+        for window in (8, 16)
+    ),
     *(Variant(f"kernel_size {size}", {"kernel_size": size}) for size in (3, 5, 11, 15, 21, 31)),
-    *(Variant(f"pooling avg, kernel_size {size}", {"pooling": "avg", "kernel_size": size}) for size in (7, 15, 21)),
+    *(
+        Variant(f"pooling avg, kernel_size {size}", {"pooling": "avg", "kernel_size": size})
+        for size in (7, 15, 21)
+    ),
     Variant("value_norm", {"value_norm": True}),
     *(Variant(f"beta {beta}", {"beta": beta}) for beta in (1.02, 1.1, 1.5, 2.0)),
     Variant("min_blocks 2", {"min_blocks": 2}),
@@ -104,7 +114,7 @@ def main(
     scores: Annotated[list[str], typer.Option(help="NAME=FILE of each score file.")],
     prompts: Annotated[int, typer.Option(min=2, help="Of each task.")] = 24,
     tokens: Annotated[int, typer.Option(min=256, help="Of each prompt.")] = 1024,
-    ratio: Annotated[list[float], typer.Option(help="Parts kept.")] = [0.25, 0.125, 0.0625],  # noqa: B006
+    keep_ratio: Annotated[list[float], typer.Option(help="Parts kept.")] = [0.25, 0.125, 0.0625],  # noqa: B006
     task: Annotated[list[str], typer.Option(help="chat/NAME asks in a chat.")] = [*TASKS],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = SEED,
     only: Annotated[str | None, typer.Option(help="Variants whose names hold this.")] = None,
@@ -122,9 +132,15 @@ def main(
         started = time.monotonic()
         chosen = draw(task_name, prompts, tokens, seed, checkpoint)
         for prompt in chosen:
-            found += [{"task": task_name, "prompt": prompt.sample.id, **r} for r in asked.answer(prompt)]
+            found += [
+                {"task": task_name, "prompt": prompt.sample.id, **r} for r in asked.answer(prompt)
+            ]
         num = len({r["prompt"] for r in found if r["task"] == task_name})
-        print(task_name, f"{num} of {len(chosen)} right, {time.monotonic() - started:.0f} s", flush=True)
+        print(
+            task_name,
+            f"{num} of {len(chosen)} right, {time.monotonic() - started:.0f} s",
+            flush=True,
+        )
         Path("/tmp/abl/raw.json").write_text(json.dumps(found))
     Report(
         name,
@@ -178,14 +194,14 @@ class Asked:
             if variant.after and not is_chat(prompt):
                 variant = Variant(variant.name, variant.settings)
             for ratio in self.ratios:
-                settings = Settings(ratio=ratio, **variant.settings)
+                settings = Settings(keep_ratio=ratio, **variant.settings)
                 kept = kept_positions(read, queries, last, scale, settings, variant, self.scores)
                 with torch.no_grad():
                     logits = read.answer(said, KeptAttention(read, kept))
                 same = logits.argmax(-1).tolist() == list(said)
                 yield {
                     "variant": variant.name,
-                    "ratio": ratio,
+                    "keep_ratio": ratio,
                     "same": same,
                     "loss": full - log_likelihood(logits, said),
                 }
@@ -213,7 +229,9 @@ def log_likelihood(logits: torch.Tensor, said: Sequence[int]) -> float:
     return float(logits.log_softmax(-1)[range(len(said)), list(said)].sum())
 
 
-def window_queries(read: ReadPrompt, ids: Sequence[int]) -> tuple[dict[int, torch.Tensor], dict[int, tuple[torch.Tensor, torch.Tensor]], float]:
+def window_queries(
+    read: ReadPrompt, ids: Sequence[int]
+) -> tuple[dict[int, torch.Tensor], dict[int, tuple[torch.Tensor, torch.Tensor]], float]:
     """By layer, the queries of the prompt's last tokens: [num_heads, LONGEST_WINDOW, head_size]."""
     start = len(ids) - LONGEST_WINDOW
     cache = DynamicCache(config=read.model.config)
@@ -226,7 +244,9 @@ def window_queries(read: ReadPrompt, ids: Sequence[int]) -> tuple[dict[int, torc
     last: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     scales = []
 
-    def capture(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    def capture(
+        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
         queries[layer], last[layer] = query, (key[:, -1:], value[:, -1:])
         scales.append(scale)
         return attend(layer, query, key, value, scale)
@@ -304,12 +324,14 @@ class KeptAttention:
         return weighted_values(logits.softmax(-1), prompt_value, value)
 
 
-def table(found: list[dict[str, Any]], names: list[str], ratios: Sequence[float]) -> list[dict[str, Any]]:
+def table(
+    found: list[dict[str, Any]], names: list[str], ratios: Sequence[float]
+) -> list[dict[str, Any]]:
     rows = []
     for name in names:
         row: dict[str, Any] = {"variant": name}
         for ratio in ratios:
-            own = [r for r in found if r["variant"] == name and r["ratio"] == ratio]
+            own = [r for r in found if r["variant"] == name and r["keep_ratio"] == ratio]
             row[f"same at {ratio}"] = f"{100 * np.mean([r['same'] for r in own]):.0f}"
             row[f"loss at {ratio}"] = f"{np.mean([r['loss'] for r in own]):.2f}"
         rows.append(row)

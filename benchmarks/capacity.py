@@ -29,7 +29,7 @@ class Load:
     num_requests: int = 128
     prompt_tokens: int = 4096
     max_tokens: int = 128
-    ratio: float = 1 / 16
+    keep_ratio: float = 1 / 16
     pool_requests: int = 8
 
     @property
@@ -119,7 +119,7 @@ def report(load: Load, counts: dict[SideName, Counts], command: str) -> Report:
     """The page."""
     note = (
         f"{load.num_requests} requests of {load.prompt_tokens:,} tokens, no two prompts alike, "
-        f"{load.max_tokens} tokens generated; headkv keeps {load.ratio:.3g} of each prompt. The "
+        f"{load.max_tokens} tokens generated; headkv keeps {load.keep_ratio:.3g} of each prompt. The "
         f"pool has {load.num_blocks:,} blocks of {BLOCK_SIZE} tokens on both sides: stock's room "
         f"for {load.pool_requests} requests that generate {2 * BLOCK_SIZE} tokens. A step computes "
         "at most one whole prompt, so decode grows by one request a step until the pool is full."
@@ -140,7 +140,7 @@ def measure_sides(load: Load, shape: str, **flags: Any) -> dict[SideName, Counts
         # Room for one prompt beside a token of each request.
         "max_num_batched_tokens": load.prompt_tokens + load.num_requests,
     }
-    asked = {"headkv_ratio": load.ratio}
+    asked = {"headkv_keep_ratio": load.keep_ratio}
     max_model_len = load.prompt_tokens + load.max_tokens
     with sides(SIDES, shape, max_model_len, load.num_requests, **arguments) as started:
         return {

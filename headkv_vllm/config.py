@@ -20,9 +20,8 @@ PolicyName = Literal[ScoredPolicy, UnscoredPolicy]
 class Settings(BaseModel):
     """How much of a prompt is kept, and which heads keep it. Token counts are per KV head.
 
-    Each field's description says which values are allowed, and error messages quote it. When
-    neither `budget` nor `ratio` is given, `budget` is `DEFAULT_BUDGET`. When `ratio` is given,
-    `budget` is None.
+    Each field's description says which values are allowed, and error messages quote it. `budget` is
+    `DEFAULT_BUDGET` when neither `budget` nor `keep_ratio` is given, and None when `keep_ratio` is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -30,7 +29,7 @@ class Settings(BaseModel):
     budget: int | None = Field(
         default=None, ge=0, description="0 (off) or an integer of at least window + 1 (tokens)"
     )
-    ratio: float | None = Field(
+    keep_ratio: float | None = Field(
         default=None, gt=0, le=1, description="a number above 0 and up to 1 (part of the prompt)"
     )
     scores: str = Field(
@@ -119,7 +118,7 @@ class Settings(BaseModel):
     def _default_budget(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        given = data.get("budget") is not None or data.get("ratio") is not None
+        given = data.get("budget") is not None or data.get("keep_ratio") is not None
         return data if given else {**data, "budget": DEFAULT_BUDGET}
 
     @model_validator(mode="after")
@@ -136,10 +135,10 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        if self.budget is not None and self.ratio is not None:
+        if self.budget is not None and self.keep_ratio is not None:
             raise ValueError(
-                f"headkv settings budget={self.budget} and ratio={self.ratio} exclude each other: "
-                "give one of them"
+                f"headkv settings budget={self.budget} and keep_ratio={self.keep_ratio} exclude "
+                "each other: give one of them"
             )
         if self.kernel_size % 2 == 0:
             raise ValueError(_not_allowed("kernel_size", self.kernel_size))

@@ -30,7 +30,7 @@ VALUES: Final[dict[str, Any]] = {
 ALLOWED: Final[dict[str, set[str]]] = {
     # Settings.
     "budget": {"null", "zero"},
-    "ratio": {"null"},
+    "keep_ratio": {"null"},
     "scores": {"text"},
     "beta": {"one and a half", "huge"},
     "value_norm": {"true", "false"},
@@ -53,7 +53,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "head_dim": {"null", "nothing"},
     # Bodies of POST plan.
     "plan.budget": {"null", "zero"},
-    "plan.ratio": {"null"},
+    "plan.keep_ratio": {"null"},
     "plan.policy": {"null"},
 }
 
@@ -82,14 +82,14 @@ def bad_settings(names: list[str]) -> list[BadInput]:
 
 def bad_arguments() -> list[BadInput]:
     """A request's `vllm_xargs`."""
-    return bad_settings(["headkv_budget", "headkv_ratio", "headkv_policy", "headkv_none_such"])
+    return bad_settings(["headkv_budget", "headkv_keep_ratio", "headkv_policy", "headkv_none_such"])
 
 
 def bad_plans() -> list[BadInput]:
     """Bodies of POST plan."""
     return [
         BadInput(f"plan.{name}", kind, {"prompt_tokens": 1000, name: value})
-        for name in ("prompt_tokens", "text", "budget", "ratio", "policy", "none_such")
+        for name in ("prompt_tokens", "text", "budget", "keep_ratio", "policy", "none_such")
         for kind, value in VALUES.items()
         if kind not in ALLOWED.get(f"plan.{name}", set())
         if (name, kind) != ("text", "null")

@@ -7,9 +7,9 @@ import pytest
 
 from headkv_vllm.config import Settings
 from headkv_vllm.errors import HeadKVError, RequestError, ScoreFileError, SettingsError
-from headkv_vllm.request_arguments import request_settings
-from headkv_vllm.scores.file import Provenance, ScoredModel, ScoreFile, read_score_file
-from headkv_vllm.scores.identity import ModelIdentity, identify
+from headkv_vllm.head_scores.file import Provenance, ScoredModel, ScoreFile, read_score_file
+from headkv_vllm.head_scores.identity import ModelIdentity, identify
+from headkv_vllm.request_overrides import request_settings
 from tests.bad_inputs import (
     bad_arguments,
     bad_documents,

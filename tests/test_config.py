@@ -17,12 +17,12 @@ BAD_VALUES = [
     ({"budget": 64.0}, "budget=64.0", BUDGET),
     ({"budget": "64"}, "budget='64'", BUDGET),
     ({"budget": True}, "budget=True", BUDGET),
-    ({"budget": 64, "ratio": 0.5}, "ratio=0.5", "give one of them"),
-    ({"budget": 0, "ratio": 0.5}, "budget=0", "give one of them"),
-    ({"ratio": 0}, "ratio=0", "above 0 and up to 1"),
-    ({"ratio": 1.01}, "ratio=1.01", "above 0 and up to 1"),
-    ({"ratio": NAN}, "ratio=nan", "above 0 and up to 1"),
-    ({"ratio": "half"}, "ratio='half'", "above 0 and up to 1"),
+    ({"budget": 64, "keep_ratio": 0.5}, "keep_ratio=0.5", "give one of them"),
+    ({"budget": 0, "keep_ratio": 0.5}, "budget=0", "give one of them"),
+    ({"keep_ratio": 0}, "keep_ratio=0", "above 0 and up to 1"),
+    ({"keep_ratio": 1.01}, "keep_ratio=1.01", "above 0 and up to 1"),
+    ({"keep_ratio": NAN}, "keep_ratio=nan", "above 0 and up to 1"),
+    ({"keep_ratio": "half"}, "keep_ratio='half'", "above 0 and up to 1"),
     ({"scores": ""}, "scores=''", "'auto', 'uniform' or the path"),
     ({"scores": None}, "scores=None", "'auto', 'uniform' or the path"),
     ({"beta": 1}, "beta=1 ", "above 1"),
@@ -70,7 +70,7 @@ def test_the_defaults():
     assert settings == Settings()
     assert settings.model_dump() == {
         "budget": 1024,
-        "ratio": None,
+        "keep_ratio": None,
         "scores": "auto",
         "beta": 1.2,
         "window": 8,
@@ -94,13 +94,13 @@ def test_the_defaults():
         {"budget": 9},
         {"budget": 0},
         {"budget": 0, "window": 64},
-        {"ratio": 1},
-        {"ratio": 0.001, "budget": None},
+        {"keep_ratio": 1},
+        {"keep_ratio": 0.001, "budget": None},
         {"beta": 2},
         {"policy": "streaming", "sink": 0},
         {"budget": 64, "min_budget": 64, "max_budget": 64},
         {"budget": 0, "min_budget": 64},
-        {"ratio": 0.5, "max_budget": 64},
+        {"keep_ratio": 0.5, "max_budget": 64},
         {"policy": "adakv", "query_reduction": "max", "value_norm": True},
         {"scores": "some/file.json", "pooling": "avg", "gqa_fold": "sum", "policy": "uniform"},
     ],
@@ -112,11 +112,11 @@ def test_good_settings_keep_their_values(mapping):
 
 
 def test_a_ratio_leaves_no_default_budget():
-    assert Settings.parse({"ratio": 0.25}).budget is None
+    assert Settings.parse({"keep_ratio": 0.25}).budget is None
 
 
 def test_settings_survive_being_dumped_and_parsed_again():
-    for mapping in ({}, {"ratio": 0.25}, {"budget": 0}):
+    for mapping in ({}, {"keep_ratio": 0.25}, {"budget": 0}):
         settings = Settings.parse(mapping)
         assert Settings.parse(settings.model_dump()) == settings
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import headkv_vllm
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.resources import configs_dir, scores_dir
-from headkv_vllm.scores.identity import identify_checkpoint
-from headkv_vllm.scores.library import find_bundled
+from headkv_vllm.head_scores.identity import identify_checkpoint
+from headkv_vllm.head_scores.library import find_bundled
 print(json.dumps({
     "package": headkv_vllm.__file__,
     "checkpoint": sorted(os.listdir(checkpoint_path())),
@@ -96,7 +96,7 @@ def test_vllm_will_find_the_plugin(distribution: Distribution) -> None:
     assert points["vllm.platform_plugins", "headkv"] == "headkv_vllm.engine.plugin:platform"
     routes = "headkv_vllm.server.endpoint:HeadKVEndpoint"
     assert points["vllm.endpoint_plugins", "headkv"] == routes
-    assert points["console_scripts", "headkv"] == "headkv_vllm.cli:app"
+    assert points["console_scripts", "headkv"] == "headkv_vllm.cli.main:app"
 
 
 def test_the_metadata_name_the_vllm_versions(distribution: Distribution) -> None:

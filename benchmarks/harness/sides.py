@@ -13,14 +13,14 @@ import torch
 
 from benchmarks.harness.engine_process import EngineProcess
 from benchmarks.harness.shapes import checkpoint
-from headkv_vllm.scores.file import (
+from headkv_vllm.head_scores.file import (
     SCHEMA_VERSION,
     Provenance,
     ScoredModel,
     ScoreFile,
     write_score_file,
 )
-from headkv_vllm.scores.identity import identify_checkpoint
+from headkv_vllm.head_scores.identity import identify_checkpoint
 
 SideName = Literal["headkv", "stock", "twin", "off"]
 """twin: stock vLLM whose prompts are as long as what headkv keeps. off: headkv, not compressing."""

@@ -25,7 +25,7 @@ OWN: Final[tuple[dict[str, Any], ...]] = (
     {"headkv_budget": 0},
     {"headkv_budget": 64},
     {"headkv_budget": 256},
-    {"headkv_ratio": 0.25},
+    {"headkv_keep_ratio": 0.25},
     {"headkv_policy": "uniform"},
     {"headkv_policy": "adakv", "headkv_budget": 96},
     {"headkv_policy": "headkv_ada"},

@@ -16,10 +16,10 @@ from rich.console import Console
 from benchmarks.kvpress.asking import ask
 from benchmarks.kvpress.environment import ROOT, make_environment, versions
 from benchmarks.kvpress.results import PREFIX, Run, same_answers
-from headkv_vllm.command_line import readable_errors
 from headkv_vllm.evaluation.plots import write_plots
 from headkv_vllm.evaluation.report import report
 from headkv_vllm.evaluation.summary import summarise
+from headkv_vllm.output.command_line import readable_errors
 
 PRESSES: Final = "snapkv,snapkv_64,adakv,pyramidkv,keydiff,expected,kvzip"
 PACKAGES: Final = ("kvpress", "torch", "transformers")

@@ -15,8 +15,8 @@ from benchmarks.kvpress.results import Run
 from headkv_vllm.config import Settings
 from headkv_vllm.evaluation.loading import checkpoint_folder
 from headkv_vllm.evaluation.results import EvaluationError
-from headkv_vllm.json_lines import complete_lines, drop_cut_line
-from headkv_vllm.progress import JobProgress
+from headkv_vllm.output.json_lines import complete_lines, drop_cut_line
+from headkv_vllm.output.progress import JobProgress
 
 SIDE: Final = Path(__file__).with_name("side.py")
 

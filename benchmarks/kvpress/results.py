@@ -15,7 +15,7 @@ from headkv_vllm.evaluation.prompts import Prompt, read_prompts
 from headkv_vllm.evaluation.registry import find_task
 from headkv_vllm.evaluation.results import Result, sample_digest
 from headkv_vllm.evaluation.run_record import RunRecord
-from headkv_vllm.json_lines import complete_lines
+from headkv_vllm.output.json_lines import complete_lines
 
 PREFIX: Final = "kvpress/"
 """What the policies of kvpress's results begin with."""

@@ -76,7 +76,7 @@ def max_compressed_blocks(settings: Settings, max_num_prompt_tokens: int, block_
 def max_requested_blocks(settings: Settings, max_num_prompt_tokens: int, block_size: int) -> int:
     """The maximum K of all prompts with any budget that a request may ask for."""
     max_budget = max_num_prompt_tokens if settings.max_budget is None else settings.max_budget
-    largest = settings.model_copy(update={"budget": max_budget, "ratio": None})
+    largest = settings.model_copy(update={"budget": max_budget, "keep_ratio": None})
     return max_compressed_blocks(largest, max_num_prompt_tokens, block_size)
 
 
@@ -84,8 +84,8 @@ def _budget_blocks(settings: Settings, num_prompt_tokens: int, block_size: int) 
     """The budget in blocks: K, if it is below F. 0 if `settings.budget` is 0."""
     if settings.budget == 0:
         return 0
-    if settings.ratio is not None:
-        tokens = settings.clip_budget(floor(settings.ratio * num_prompt_tokens))
+    if settings.keep_ratio is not None:
+        tokens = settings.clip_budget(floor(settings.keep_ratio * num_prompt_tokens))
     else:
         assert settings.budget is not None, "Settings have a budget or a ratio"
         tokens = settings.budget

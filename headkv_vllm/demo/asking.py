@@ -17,8 +17,8 @@ from headkv_vllm.server.process import ServerProcess
 WIDTH: Final = 80
 KEPT: Final[dict[str, dict[str, Any]]] = {
     "the whole prompt": {"headkv_budget": 0},
-    "a quarter": {"headkv_ratio": 0.25},
-    "an eighth": {"headkv_ratio": 0.125},
+    "a quarter": {"headkv_keep_ratio": 0.25},
+    "an eighth": {"headkv_keep_ratio": 0.125},
 }
 """How much of the prompt is kept, and the request's own arguments that say so."""
 

@@ -32,7 +32,7 @@ ENVIRONMENT: Final = {
 class HeadKVServer(ServerProcess):
     """Runs `headkv serve`."""
 
-    command = (sys.executable, "-c", "from headkv_vllm.cli import app; app()", "serve")
+    command = (sys.executable, "-c", "from headkv_vllm.cli.main import app; app()", "serve")
 
 
 @contextmanager

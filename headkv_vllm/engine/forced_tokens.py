@@ -15,8 +15,8 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 from headkv_vllm.engine.logger import logger
-from headkv_vllm.engine.names import FORCED_TOKENS_KEY
 from headkv_vllm.errors import shown
+from headkv_vllm.request_overrides import FORCED_TOKENS
 
 
 class ForcedTokens(AdapterLogitsProcessor):
@@ -31,14 +31,14 @@ class ForcedTokens(AdapterLogitsProcessor):
             return
         if not _are_token_ids(value):
             raise VLLMValidationError(
-                f"{FORCED_TOKENS_KEY} is {shown(value)}, expected a list of one or more token ids",
-                parameter=FORCED_TOKENS_KEY,
+                f"{FORCED_TOKENS} is {shown(value)}, expected a list of one or more token ids",
+                parameter=FORCED_TOKENS,
             )
         most = sampling_params.max_tokens
         if most is not None and len(value) > most:
             raise VLLMValidationError(
-                f"{FORCED_TOKENS_KEY} holds {len(value)} tokens, but max_tokens is {most}",
-                parameter=FORCED_TOKENS_KEY,
+                f"{FORCED_TOKENS} holds {len(value)} tokens, but max_tokens is {most}",
+                parameter=FORCED_TOKENS,
             )
 
     @override
@@ -79,7 +79,7 @@ class _Forcing:
         if position == 0:
             logger.error(
                 "HeadKV: %s holds token %d, but the model knows %d: nothing is forced",
-                FORCED_TOKENS_KEY,
+                FORCED_TOKENS,
                 self._largest,
                 vocabulary,
             )
@@ -87,7 +87,7 @@ class _Forcing:
 
 
 def _given(params: SamplingParams) -> Any:
-    return (params.extra_args or {}).get(FORCED_TOKENS_KEY)
+    return (params.extra_args or {}).get(FORCED_TOKENS)
 
 
 def _are_token_ids(value: object) -> bool:

@@ -22,5 +22,3 @@ GPU_BLOCK_SIZE = 16
 
 FORCED_TOKENS_CLASS = "headkv_vllm.engine.forced_tokens:ForcedTokens"
 """What `--logits-processors` takes."""
-FORCED_TOKENS_KEY = "headkv_forced_tokens"
-"""The request's argument, in `vllm_xargs`: token ids that its output begins with."""

@@ -9,7 +9,7 @@ from vllm.sampling_params import SamplingParams
 
 from headkv_vllm.config import Settings
 from headkv_vllm.errors import RequestError, shown
-from headkv_vllm.request_arguments import request_settings
+from headkv_vllm.request_overrides import request_settings
 
 _verify_extra_args = getattr(SamplingParams, "_verify_extra_args", None)
 """vLLM's own check of a request's arguments."""

@@ -20,7 +20,7 @@ from headkv_vllm.engine.metrics.scheduler_counts import SchedulerCounts
 from headkv_vllm.engine.metrics.worker_counts import WorkerCounts, table_path
 from headkv_vllm.engine.settings import read_scores, read_settings
 from headkv_vllm.errors import RequestError
-from headkv_vllm.request_arguments import request_settings
+from headkv_vllm.request_overrides import request_settings
 
 if TYPE_CHECKING:
     _Stock = Scheduler  # so that what we override is checked

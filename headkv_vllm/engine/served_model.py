@@ -16,7 +16,7 @@ from headkv_vllm.config import Settings
 from headkv_vllm.engine.platforms.platform import is_selected
 from headkv_vllm.engine.settings import model_dtype, read_settings, served_scores
 from headkv_vllm.errors import SettingsError
-from headkv_vllm.scores.served import ServedScores
+from headkv_vllm.head_scores.served import ServedScores
 
 
 @dataclass(frozen=True)

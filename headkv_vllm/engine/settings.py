@@ -14,15 +14,15 @@ from vllm.config import ModelConfig, VllmConfig
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.logger import logger
 from headkv_vllm.errors import ScoreFileError, SettingsError, shown
-from headkv_vllm.scores.head_scores import (
+from headkv_vllm.head_scores.identity import ModelIdentity, identify, identify_checkpoint
+from headkv_vllm.head_scores.scores import (
     HeadScores,
     needs_file,
     none_bundled_for,
     resolve,
     uniform_scores,
 )
-from headkv_vllm.scores.identity import ModelIdentity, identify, identify_checkpoint
-from headkv_vllm.scores.served import ServedScores
+from headkv_vllm.head_scores.served import ServedScores
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 SETTINGS_KEY = "headkv"

@@ -9,11 +9,12 @@ from typing import Any, Final
 import openai
 from openai.types import Completion
 
-from headkv_vllm.engine.names import FORCED_TOKENS_CLASS, FORCED_TOKENS_KEY
+from headkv_vllm.engine.names import FORCED_TOKENS_CLASS
 from headkv_vllm.errors import shown
 from headkv_vllm.evaluation.prompts import Prompt
 from headkv_vllm.evaluation.results import EvaluationError
 from headkv_vllm.evaluation.samples import Tokenizer
+from headkv_vllm.request_overrides import FORCED_TOKENS
 
 TIMEOUT: Final = 3600.0
 """Seconds for one answer, waiting in the server's queue included."""
@@ -134,7 +135,7 @@ def served_model(url: str) -> str:
 def _extra(forced: tuple[int, ...], arguments: Mapping[str, Any]) -> dict[str, Any] | None:
     """vLLM's additions to the request: none that another server would not know, unless needed."""
     if forced:
-        arguments = {**arguments, FORCED_TOKENS_KEY: list(forced)}
+        arguments = {**arguments, FORCED_TOKENS: list(forced)}
     ids = {"return_token_ids": True} if forced else {}
     return {**ids, "vllm_xargs": arguments} if arguments else None
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from headkv_vllm.config import Settings
-from headkv_vllm.request_arguments import BUDGET, POLICY, RATIO
+from headkv_vllm.request_overrides import BUDGET, KEEP_RATIO, POLICY
 
 FULL: Final = "full"
 """The whole cache: of stock vLLM, unless told otherwise."""
@@ -38,14 +38,17 @@ class Compression:
     def settings(self, common: Mapping[str, Any]) -> Settings:
         """`common` with this policy and budget, checked. Raises SettingsError."""
         assert self.is_compressed and self.budget is not None
-        name = "budget" if isinstance(self.budget, int) else "ratio"
+        name = "budget" if isinstance(self.budget, int) else "keep_ratio"
         return Settings.parse({**common, "policy": self.policy, name: self.budget})
 
     def request_arguments(self) -> dict[str, Any]:
         """What a request to our server asks for, as its `vllm_xargs`."""
         if not self.is_compressed:
             return {BUDGET: 0}
-        return {POLICY: self.policy, BUDGET if isinstance(self.budget, int) else RATIO: self.budget}
+        return {
+            POLICY: self.policy,
+            BUDGET if isinstance(self.budget, int) else KEEP_RATIO: self.budget,
+        }
 
 
 @dataclass(frozen=True)

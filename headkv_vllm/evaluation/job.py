@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from headkv_vllm.budgets.cli import BYTES_PER_ELEMENT
+from headkv_vllm.cli.plan import BYTES_PER_ELEMENT
 from headkv_vllm.errors import SettingsError, shown
 from headkv_vllm.evaluation.asking import Answer, Asker, Asking
 from headkv_vllm.evaluation.cells import Cell
@@ -25,7 +25,7 @@ from headkv_vllm.evaluation.run_record import RunRecord, installed_versions
 from headkv_vllm.evaluation.samples import Tokenizer
 from headkv_vllm.evaluation.serving import Server, servers_of, serving
 from headkv_vllm.evaluation.summary import summarise
-from headkv_vllm.progress import JobProgress
+from headkv_vllm.output.progress import JobProgress
 
 Prompts = dict[tuple[str, int], tuple[Prompt, ...]]
 """By task and length."""

@@ -14,7 +14,7 @@ def checkpoint_folder(model: str) -> Path:
 
     Raises ModelError.
     """
-    from headkv_vllm.scores.checkpoint_folder import find_checkpoint_folder
+    from headkv_vllm.head_scores.checkpoint_folder import find_checkpoint_folder
 
     return find_checkpoint_folder(model)
 
@@ -23,8 +23,8 @@ def load_tokenizer(model: str) -> Tokenizer:
     """The tokenizer of `model`, a folder or a hub's name. Raises ModelError where it has none."""
     from transformers import AutoTokenizer
 
-    from headkv_vllm.libraries import one_line, quiet
-    from headkv_vllm.scores.checkpoint_folder import find_checkpoint_folder
+    from headkv_vllm.head_scores.checkpoint_folder import find_checkpoint_folder
+    from headkv_vllm.output.libraries import one_line, quiet
 
     folder = find_checkpoint_folder(model, files=TOKENIZER_FILES)
     try:

@@ -20,8 +20,8 @@ from headkv_vllm.config import Settings
 from headkv_vllm.engine.metrics import definitions as metrics
 from headkv_vllm.evaluation.cells import Compression
 from headkv_vllm.evaluation.results import EvaluationError
-from headkv_vllm.scores.head_scores import HeadScores, resolve
-from headkv_vllm.scores.identity import ModelIdentity, identify_checkpoint
+from headkv_vllm.head_scores.identity import ModelIdentity, identify_checkpoint
+from headkv_vllm.head_scores.scores import HeadScores, resolve
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
 
-from headkv_vllm.budgets.cli import BYTES_PER_ELEMENT
+from headkv_vllm.cli.plan import BYTES_PER_ELEMENT
 from headkv_vllm.config import PolicyName, ScoredPolicy
 from headkv_vllm.errors import SettingsError, shown
 from headkv_vllm.evaluation.cells import FULL, GIVEN, Cell, Compression, compressions, grid
@@ -76,7 +76,7 @@ class EvalRequest:
         own = (with_scores or compressed)[0].settings(self.settings)
         return {
             **self.settings,
-            **own.model_dump(include={"policy", "budget", "ratio"}, exclude_none=True),
+            **own.model_dump(include={"policy", "budget", "keep_ratio"}, exclude_none=True),
         }
 
 
@@ -123,7 +123,11 @@ def parse_settings(text: str | None) -> dict[str, Any]:
         raise SettingsError(
             f"--settings is {shown(text)}, expected a JSON object such as '{{\"window\": 16}}'"
         )
-    for name, option in (("policy", "--policies"), ("budget", "--budgets"), ("ratio", "--budgets")):
+    for name, option in (
+        ("policy", "--policies"),
+        ("budget", "--budgets"),
+        ("keep_ratio", "--budgets"),
+    ):
         if name in settings:
             raise SettingsError(f"--settings has {shown(name)}, which {option} gives")
     return settings

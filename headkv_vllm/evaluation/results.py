@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from headkv_vllm.errors import HeadKVError
 from headkv_vllm.evaluation.cells import Budget, Cell
 from headkv_vllm.evaluation.samples import Sample
-from headkv_vllm.json_lines import append_line, complete_lines, drop_cut_line
+from headkv_vllm.output.json_lines import append_line, complete_lines, drop_cut_line
 
 
 class EvaluationError(HeadKVError):

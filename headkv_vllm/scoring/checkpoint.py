@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from headkv_vllm.errors import HeadKVError, ModelError, ScoreFileError, SettingsError, shown
-from headkv_vllm.libraries import one_line, quiet
-from headkv_vllm.scores.checkpoint_folder import find_checkpoint_folder
-from headkv_vllm.scores.identity import ModelIdentity, identify_checkpoint
+from headkv_vllm.head_scores.checkpoint_folder import find_checkpoint_folder
+from headkv_vllm.head_scores.identity import ModelIdentity, identify_checkpoint
+from headkv_vllm.output.libraries import one_line, quiet
 from headkv_vllm.scoring.attention_rows import ATTENTION
 from headkv_vllm.scoring.model_kind import check_kind
 

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from headkv_vllm.errors import ModelError, SamplesError
-from headkv_vllm.scores.file import Provenance, ScoredModel, ScoreFile, write_score_file
+from headkv_vllm.head_scores.file import Provenance, ScoredModel, ScoreFile, write_score_file
 from headkv_vllm.scoring.checkpoint import Checkpoint, load_checkpoint
 from headkv_vllm.scoring.journal import Journal
 from headkv_vllm.scoring.measuring import ROOM_TO_TALK

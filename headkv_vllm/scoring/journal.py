@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from headkv_vllm.errors import ScoringError
-from headkv_vllm.json_lines import append_line, complete_lines, drop_cut_line
+from headkv_vllm.output.json_lines import append_line, complete_lines, drop_cut_line
 
 Row = Annotated[tuple[float, ...], Field(strict=False)]
 

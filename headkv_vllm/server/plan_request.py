@@ -46,7 +46,7 @@ class PlanRequest(BaseModel):
     budget: int | None = Field(
         default=None, ge=0, description="tokens kept per KV head on average; 0 is off"
     )
-    ratio: float | None = Field(
+    keep_ratio: float | None = Field(
         default=None, gt=0, le=1, description="the same as a part of the prompt"
     )
     policy: PolicyName | None = Field(default=None, description="how budgets are shared out")

@@ -13,8 +13,8 @@ from headkv_vllm.budgets.plan import Plan, make_plan
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.served_model import ServedModel, metrics_registry
 from headkv_vllm.errors import RequestError, SettingsError
-from headkv_vllm.request_arguments import request_settings
-from headkv_vllm.scores.served import ServedScores
+from headkv_vllm.head_scores.served import ServedScores
+from headkv_vllm.request_overrides import request_settings
 from headkv_vllm.server.page import PAGE, PAGE_HEADERS
 from headkv_vllm.server.plan_request import PlanRequest, read_plan_request
 from headkv_vllm.server.refusal import Refusal, documented
@@ -95,7 +95,7 @@ async def open_dashboard() -> HTMLResponse:
 
 def _settings(served: ServedModel, wanted: PlanRequest) -> Settings:
     """Those of a request with the budget of `wanted`, checked as such a request is."""
-    fields = ("budget", "ratio", "policy")
+    fields = ("budget", "keep_ratio", "policy")
     given = {name: getattr(wanted, name) for name in fields}
     arguments = {f"headkv_{name}": value for name, value in given.items() if value is not None}
     try:

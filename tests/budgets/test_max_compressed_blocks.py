@@ -23,10 +23,10 @@ def max_of_all_lengths(settings, max_length, block_size):
         {"budget": 9},
         {"budget": 64, "min_blocks": 6},
         {"budget": 200, "window": 100},
-        {"ratio": 0.01},
-        {"ratio": 0.3, "window": 1},
-        {"ratio": 0.97, "min_blocks": 3},
-        {"ratio": 1.0},
+        {"keep_ratio": 0.01},
+        {"keep_ratio": 0.3, "window": 1},
+        {"keep_ratio": 0.97, "min_blocks": 3},
+        {"keep_ratio": 1.0},
     ],
     ids=str,
 )
@@ -50,7 +50,7 @@ def test_no_prompt_has_more_compressed_blocks_than_the_bound(mapping, block_size
 def test_a_row_is_wide_enough_for_every_request(
     max_length, block_size, window, extra, ratio, min_blocks
 ):
-    amount = {"ratio": ratio} if extra is None else {"budget": window + extra if extra else 0}
+    amount = {"keep_ratio": ratio} if extra is None else {"budget": window + extra if extra else 0}
     settings = Settings.parse({**amount, "window": window, "min_blocks": min_blocks})
     bound = max_compressed_blocks(settings, max_length, block_size)
     width = num_row_entries(bound, -(-max_length // block_size))
@@ -70,9 +70,9 @@ def test_a_row_is_wide_enough_for_every_request(
         ({"budget": 128}, 120, 6),
         ({"budget": 128}, 8, 0),
         ({"budget": 128}, 3, 0),
-        ({"ratio": 0.5}, 1000, 30),
-        ({"ratio": 1.0}, 1000, 61),
-        ({"ratio": 0.001, "min_blocks": 4}, 1000, 4),
+        ({"keep_ratio": 0.5}, 1000, 30),
+        ({"keep_ratio": 1.0}, 1000, 61),
+        ({"keep_ratio": 0.001, "min_blocks": 4}, 1000, 4),
     ],
 )
 def test_the_bound_in_blocks_of_16_tokens(mapping, max_length, expected):

@@ -31,17 +31,17 @@ def plan(settings, num_prompt_tokens, block_size=32, scores=None, ranks=1):
     [
         # ratio 1/8 of 2000 is 250: K = (250 - 8) // 32 = 7, F = 1992 // 32 = 62, 63 blocks in all.
         # tests/engine/test_memory.py sees the same numbers in an engine: 7 + 63, then 7 + 63 - 62.
-        ({"ratio": 1 / 8}, 2000, (7, 62, 8, 70, 63), 16, 7 * 32 + 16),
+        ({"keep_ratio": 1 / 8}, 2000, (7, 62, 8, 70, 63), 16, 7 * 32 + 16),
         # 62 blocks, the window and one token: the tail begins with a new block.
-        ({"ratio": 1 / 8}, 1993, (7, 62, 8, 70, 63), 9, 7 * 32 + 9),
+        ({"keep_ratio": 1 / 8}, 1993, (7, 62, 8, 70, 63), 9, 7 * 32 + 9),
         # The prompt ends with its last block, so the tail and its window are in one block.
-        ({"ratio": 1 / 8}, 2016, (7, 62, 8, 70, 63), 32, 7 * 32 + 32),
+        ({"keep_ratio": 1 / 8}, 2016, (7, 62, 8, 70, 63), 32, 7 * 32 + 32),
         # The tail is in two blocks.
-        ({"ratio": 1 / 8}, 2020, (7, 62, 9, 71, 64), 36, 7 * 32 + 36),
+        ({"keep_ratio": 1 / 8}, 2020, (7, 62, 9, 71, 64), 36, 7 * 32 + 36),
         ({"budget": 128}, 1000, (3, 31, 4, 35, 32), 8, 3 * 32 + 8),
         ({"budget": 9, "min_blocks": 5}, 1000, (5, 31, 6, 37, 32), 8, 5 * 32 + 8),
         # 71 tokens at ratio 1/8: K = 1 is not below F = 1.
-        ({"ratio": 1 / 8}, 71, (0, 1, 3, 3, 3), 39, 71),
+        ({"keep_ratio": 1 / 8}, 71, (0, 1, 3, 3, 3), 39, 71),
         ({"budget": 0}, 1000, (0, 31, 32, 32, 32), 8, 1000),
         ({"budget": 1024}, 1, (0, 0, 1, 1, 1), 1, 1),
     ],
@@ -60,7 +60,7 @@ def test_counts_that_were_computed_by_hand(settings, num_prompt_tokens, num_bloc
 
 
 def test_bytes_of_the_needle_model():
-    made = plan({"ratio": 1 / 8}, 2000)
+    made = plan({"keep_ratio": 1 / 8}, 2000)
     # 32 tokens, keys and values, 4 layers, 4 KV heads of 32 numbers of 2 bytes: 64 KiB a block.
     assert made.kv_bytes_held == 8 * 65536
     assert made.kv_bytes_prefill == 70 * 65536
@@ -72,7 +72,7 @@ def test_bytes_of_the_needle_model():
     [
         ({"budget": 0}, 5000, "the budget is 0"),
         ({}, 1000, "the prompt is too short: it has 31 blocks before"),
-        ({"ratio": 1.0}, 5000, "it has 156 blocks before its observation window"),
+        ({"keep_ratio": 1.0}, 5000, "it has 156 blocks before its observation window"),
         ({"budget": 128, "min_blocks": 40}, 1000, "it has 31 blocks before its observation window"),
     ],
 )
@@ -146,7 +146,7 @@ def test_sums_are_exact_and_within_bounds(data):
             **data.draw(
                 st.one_of(
                     st.builds(lambda extra: {"budget": window + extra}, st.integers(1, 5000)),
-                    st.builds(lambda ratio: {"ratio": ratio}, st.floats(0.001, 1)),
+                    st.builds(lambda ratio: {"keep_ratio": ratio}, st.floats(0.001, 1)),
                     st.just({"budget": 0}),
                 ),
                 "amount",
@@ -194,7 +194,7 @@ def test_a_plan_cannot_be_changed():
 
 
 def test_the_longest_prompt_has_a_plan():
-    made = plan({"ratio": 0.5}, MAX_TOKENS, block_size=16)
+    made = plan({"keep_ratio": 0.5}, MAX_TOKENS, block_size=16)
     assert np.array(made.head_blocks).sum() == made.num_compressed_blocks * 16
 
 

@@ -23,12 +23,16 @@ from headkv_vllm.config import Settings
         ({"budget": 128}, 136, RequestBudget(136, 7, 8)),
         ({"budget": 128, "policy": "adakv"}, 136, RequestBudget(136, 7, 8, "adakv")),
         ({"budget": 128}, 7, RequestBudget(7, 0, 0, skip_reason="too_short")),
-        ({"ratio": 0.5}, 1000, RequestBudget(1000, 30, 62)),
-        ({"ratio": 1.0}, 1000, RequestBudget(1000, 0, 62, skip_reason="too_short")),
-        ({"ratio": 0.0001}, 1000, RequestBudget(1000, 1, 62)),
-        ({"ratio": 1.0, "max_budget": 128}, 1000, RequestBudget(1000, 7, 62)),
-        ({"ratio": 0.0001, "min_budget": 128}, 1000, RequestBudget(1000, 7, 62)),
-        ({"ratio": 0.2, "min_budget": 128, "max_budget": 256}, 1000, RequestBudget(1000, 12, 62)),
+        ({"keep_ratio": 0.5}, 1000, RequestBudget(1000, 30, 62)),
+        ({"keep_ratio": 1.0}, 1000, RequestBudget(1000, 0, 62, skip_reason="too_short")),
+        ({"keep_ratio": 0.0001}, 1000, RequestBudget(1000, 1, 62)),
+        ({"keep_ratio": 1.0, "max_budget": 128}, 1000, RequestBudget(1000, 7, 62)),
+        ({"keep_ratio": 0.0001, "min_budget": 128}, 1000, RequestBudget(1000, 7, 62)),
+        (
+            {"keep_ratio": 0.2, "min_budget": 128, "max_budget": 256},
+            1000,
+            RequestBudget(1000, 12, 62),
+        ),
         ({}, 8192, RequestBudget(8192, 63, 511)),
     ],
 )
@@ -56,7 +60,7 @@ def test_a_skipped_request_has_no_compressed_blocks():
 def test_a_compressed_request_keeps_the_window_and_gains_blocks(
     num_prompt_tokens, block_size, window, extra, min_blocks, ratio
 ):
-    amount = {"budget": window + extra} if ratio is None else {"ratio": ratio}
+    amount = {"budget": window + extra} if ratio is None else {"keep_ratio": ratio}
     settings = Settings.parse({**amount, "window": window, "min_blocks": min_blocks})
     budget = request_budget(settings, num_prompt_tokens, block_size)
     num_blocks, num_full = budget.num_compressed_blocks, budget.num_full_blocks

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from headkv_vllm.cli import app
+from headkv_vllm.cli.main import app
 from headkv_vllm.config import Settings
 
 _ENDS = {"|", "&&", "||", ";", "&", ">", "<", ">>"}

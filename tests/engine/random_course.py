@@ -25,8 +25,8 @@ COURSES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"budget": 64, "window": 8}, {"max_num_batched_tokens": 48}),
     ({"budget": 64, "window": 8, "policy": "headkv_ada"}, {"max_num_batched_tokens": 80}),
     ({"budget": 9, "window": 8}, {"max_num_batched_tokens": 200, "watermark": 0.05}),
-    ({"ratio": 0.3, "window": 3}, {"enable_prefix_caching": False}),
-    ({"ratio": 0.6, "window": 24}, {"long_prefill_token_threshold": 40}),
+    ({"keep_ratio": 0.3, "window": 3}, {"enable_prefix_caching": False}),
+    ({"keep_ratio": 0.6, "window": 24}, {"long_prefill_token_threshold": 40}),
     ({"budget": 48, "window": 8}, {"scheduler_reserve_full_isl": False}),
     ({"budget": 48, "window": 8, "policy": "adakv"}, {"max_num_batched_tokens": 96}),
 ]
@@ -92,7 +92,7 @@ def random_arguments(chance: random.Random) -> dict[str, object]:
         [
             {},
             {"headkv_budget": chance.choice([0, 40, 64, 128, 2000])},
-            {"headkv_ratio": chance.random() or 1},
+            {"headkv_keep_ratio": chance.random() or 1},
             {"headkv_budget": chance.choice([-1, 1, "64", None])},
         ]
     )

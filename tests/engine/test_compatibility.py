@@ -10,8 +10,8 @@ from vllm import ModelRegistry
 from vllm.model_executor.models.registry import _ModelInfo
 
 from headkv_vllm.errors import HeadKVError, ScoreFileError, SettingsError, UnsupportedError
-from headkv_vllm.scores.file import Provenance, ScoredModel, ScoreFile, write_score_file
-from headkv_vllm.scores.identity import identify_checkpoint
+from headkv_vllm.head_scores.file import Provenance, ScoredModel, ScoreFile, write_score_file
+from headkv_vllm.head_scores.identity import identify_checkpoint
 from tests.engine.bookkeeping_engine import engine_config, write_model
 
 
@@ -215,9 +215,9 @@ SETTINGS = [
     ({"budget": -1}, "budget=-1"),
     ({"budget": 8}, "budget=8"),
     ({"budget": "many"}, "budget='many'"),
-    ({"budget": 64, "ratio": 0.5}, "exclude each other"),
-    ({"ratio": 0}, "ratio=0"),
-    ({"ratio": 1.5}, "ratio=1.5"),
+    ({"budget": 64, "keep_ratio": 0.5}, "exclude each other"),
+    ({"keep_ratio": 0}, "keep_ratio=0"),
+    ({"keep_ratio": 1.5}, "keep_ratio=1.5"),
     ({"beta": 1}, "beta=1"),
     ({"window": 0}, "window=0"),
     ({"kernel_size": 4}, "kernel_size=4"),

@@ -13,10 +13,11 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
 from headkv_vllm.engine.forced_tokens import ForcedTokens
-from headkv_vllm.engine.names import FORCED_TOKENS_CLASS, FORCED_TOKENS_KEY
+from headkv_vllm.engine.names import FORCED_TOKENS_CLASS
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import Sample, generate_samples
 from headkv_vllm.needle.vocabulary import BOS, TOKEN_IDS
+from headkv_vllm.request_overrides import FORCED_TOKENS
 from tests.engine.server import Server
 
 NUM_TOKENS = 300
@@ -24,13 +25,13 @@ BAD_VALUES: list[Any] = [7, "seven", [], [-1], [1.5], ["7"], [[7]], {"7": 7}, li
 
 
 def params(value: object, max_tokens: int | None = 16) -> SamplingParams:
-    return SamplingParams(max_tokens=max_tokens, extra_args={FORCED_TOKENS_KEY: value})
+    return SamplingParams(max_tokens=max_tokens, extra_args={FORCED_TOKENS: value})
 
 
 class TestOneRequest:
     @pytest.mark.parametrize("value", BAD_VALUES, ids=repr)
     def test_bad_values_are_refused_in_one_line(self, value: object) -> None:
-        with pytest.raises(VLLMValidationError, match=FORCED_TOKENS_KEY) as raised:
+        with pytest.raises(VLLMValidationError, match=FORCED_TOKENS) as raised:
             ForcedTokens.validate_params(params(value))
         assert "\n" not in str(raised.value)
 
@@ -74,7 +75,7 @@ def server() -> Iterator[Server]:
 def complete(server: Server, prompt: Any, forced: object = None, max_tokens: int = 12) -> Any:
     extra: dict[str, Any] = {"return_token_ids": True}
     if forced is not None:
-        extra["vllm_xargs"] = {FORCED_TOKENS_KEY: forced}
+        extra["vllm_xargs"] = {FORCED_TOKENS: forced}
     return (
         server.client.completions.create(
             model=server.model,

@@ -292,7 +292,7 @@ def test_a_prompt_that_grows_is_not_compressed(start):
 
 
 @pytest.mark.parametrize(
-    "settings", [SETTINGS, {"ratio": 0.5}, {"budget": 0}, {**SETTINGS, "max_budget": 1024}]
+    "settings", [SETTINGS, {"keep_ratio": 0.5}, {"budget": 0}, {**SETTINGS, "max_budget": 1024}]
 )
 def test_the_spec_makes_room_for_the_widest_row_and_the_servers_own_budget(start, settings):
     engine = start(settings)

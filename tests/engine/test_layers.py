@@ -12,9 +12,9 @@ from headkv_vllm.budgets.request import request_budget
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.attention import layers as worker_layers
 from headkv_vllm.engine.settings import SCORES_KEY
-from headkv_vllm.scores.head_scores import uniform_scores
-from headkv_vllm.scores.identity import ModelIdentity
-from headkv_vllm.scores.served import ServedScores
+from headkv_vllm.head_scores.identity import ModelIdentity
+from headkv_vllm.head_scores.scores import uniform_scores
+from headkv_vllm.head_scores.served import ServedScores
 
 NUM_LAYERS, NUM_KV_HEADS = 6, 4
 SCORES = np.arange(1.0, NUM_LAYERS * NUM_KV_HEADS + 1).reshape(NUM_LAYERS, NUM_KV_HEADS)

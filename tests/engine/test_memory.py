@@ -19,7 +19,7 @@ from tests.engine.inside import TokenIds
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-SETTINGS = {"ratio": 1 / 8}
+SETTINGS = {"keep_ratio": 1 / 8}
 BLOCK_SIZE = 32  # the smallest that stock vLLM's CPU backend takes
 CHUNK = 1024
 NUM_BLOCKS = 400

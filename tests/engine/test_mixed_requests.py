@@ -27,12 +27,12 @@ OWN: list[dict[str, Any]] = [
     {"headkv_budget": 0},
     {"headkv_budget": 40},
     {"headkv_budget": 256},
-    {"headkv_ratio": 0.1},
+    {"headkv_keep_ratio": 0.1},
     {"headkv_budget": 64, "headkv_policy": "adakv"},
     {"headkv_budget": 40, "headkv_policy": "uniform"},
     {"headkv_policy": "headkv_ada"},
     {"headkv_policy": "streaming"},
-    {"headkv_ratio": 0.2, "headkv_policy": "pyramidkv"},
+    {"headkv_keep_ratio": 0.2, "headkv_policy": "pyramidkv"},
     {"headkv_policy": "random"},
     {"headkv_budget": 4096},
 ]
@@ -83,8 +83,8 @@ def test_alone_each_is_answered_as_the_reference_does(alone: list[Answer]) -> No
 
 def told(reference: Reference, num_prompt_tokens: int, own: dict[str, Any]) -> Compression | None:
     budget = own.get("headkv_budget", 128)
-    if "headkv_ratio" in own:
-        budget = int(own["headkv_ratio"] * num_prompt_tokens)
+    if "headkv_keep_ratio" in own:
+        budget = int(own["headkv_keep_ratio"] * num_prompt_tokens)
     policy = own.get("headkv_policy", "headkv")
     uses_scores = policy in ("headkv", "headkv_ada", "random")
     scores = folded_scores(SCORES, reference.num_kv_heads, "mean") if uses_scores else None

@@ -38,7 +38,7 @@ def skip_reason(engine, request_id):
 ASKED = {
     "a": ({}, 3, "headkv", None),
     "b": ({"headkv_budget": 40}, 2, "headkv", None),
-    "c": ({"headkv_ratio": 0.5}, 8, "headkv", None),
+    "c": ({"headkv_keep_ratio": 0.5}, 8, "headkv", None),
     "d": ({"headkv_budget": 128, "headkv_policy": "adakv"}, 7, "adakv", None),
     "e": ({"headkv_budget": 0, "headkv_policy": "streaming"}, 0, "streaming", "off"),
     "f": ({"headkv_budget": 300}, 0, "headkv", "too_short"),

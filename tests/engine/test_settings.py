@@ -12,8 +12,8 @@ from threading import Thread
 
 import pytest
 
+from headkv_vllm.head_scores.identity import identify_checkpoint
 from headkv_vllm.needle.paths import checkpoint_path
-from headkv_vllm.scores.identity import identify_checkpoint
 
 IDENTIFY = """
 import json, sys

@@ -47,7 +47,7 @@ def test_all_are_asked_greedily_and_no_more_at_a_time_than_allowed() -> None:
 
 
 def test_each_request_brings_its_own_compression() -> None:
-    askings = [asking("0", headkv_budget=64), asking("0", headkv_ratio=0.5)]
+    askings = [asking("0", headkv_budget=64), asking("0", headkv_keep_ratio=0.5)]
     with answering(lambda _: completion("")) as server:
         ask(server.url, askings, concurrency=1)
     assert [body["vllm_xargs"] for body in server.bodies] == [one.arguments for one in askings]

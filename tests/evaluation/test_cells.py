@@ -7,7 +7,7 @@ from headkv_vllm.budgets.policies import POLICIES
 from headkv_vllm.config import Settings
 from headkv_vllm.errors import SettingsError
 from headkv_vllm.evaluation.cells import Cell, Compression, compressions, grid
-from headkv_vllm.request_arguments import request_settings
+from headkv_vllm.request_overrides import request_settings
 
 
 def test_each_policy_meets_each_budget_but_the_whole_cache_has_none():
@@ -40,7 +40,7 @@ def test_an_integer_is_a_budget_and_a_fraction_is_a_ratio():
     budget = Compression("uniform", 64).settings(common)
     assert budget == Settings(budget=64, policy="uniform", window=16)
     ratio = Compression("uniform", 0.25).settings(common)
-    assert ratio == Settings(ratio=0.25, policy="uniform", window=16)
+    assert ratio == Settings(keep_ratio=0.25, policy="uniform", window=16)
 
 
 @pytest.mark.parametrize("compression", compressions(["full", *POLICIES], [64, 0.25, 1.0]))

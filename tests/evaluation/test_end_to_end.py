@@ -23,9 +23,9 @@ from headkv_vllm.demo.server import HELD
 from headkv_vllm.evaluation.cells import Compression
 from headkv_vllm.evaluation.loading import load_tokenizer
 from headkv_vllm.evaluation.prompts import read_prompts
+from headkv_vllm.head_scores.identity import identify_checkpoint
+from headkv_vllm.head_scores.scores import resolve
 from headkv_vllm.needle.paths import checkpoint_path
-from headkv_vllm.scores.head_scores import resolve
-from headkv_vllm.scores.identity import identify_checkpoint
 from tests.engine import inside
 from tests.engine.conftest import COMMON, ENVIRONMENT
 from tests.interrupts import heed_interrupts
@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 N, TOKENS, BUDGET, RATIO = 4, 512, 128, 0.1
 TASKS = ("needle/single", "needle/multi-query")
 COMMAND = [
-    *(sys.executable, "-c", "from headkv_vllm.cli import app; app()", "eval"),
+    *(sys.executable, "-c", "from headkv_vllm.cli.main import app; app()", "eval"),
     *(str(checkpoint_path()), "--lengths", str(TOKENS), "-n", str(N), "--seed", "2"),
     *("--budgets", f"{BUDGET},{RATIO}", "--dtype", "float32", "--max-model-len", "1024"),
     *("--serve-args", "--enforce-eager --max-num-seqs 8"),

@@ -10,9 +10,9 @@ from headkv_vllm.evaluation.cells import Compression, compressions
 from headkv_vllm.evaluation.memory import MemoryPlans, check_saved, scores_digest
 from headkv_vllm.evaluation.request import POLICIES
 from headkv_vllm.evaluation.results import EvaluationError
+from headkv_vllm.head_scores.identity import identify_checkpoint
+from headkv_vllm.head_scores.scores import resolve
 from headkv_vllm.needle.paths import checkpoint_path
-from headkv_vllm.scores.head_scores import resolve
-from headkv_vllm.scores.identity import identify_checkpoint
 from tests.evaluation.answering import answering
 
 IDENTITY = identify_checkpoint(checkpoint_path())
@@ -38,7 +38,7 @@ def test_bytes_are_whole_blocks_by_the_plan(policy):
 
 def test_settings_and_ratios_reach_the_plan():
     server = Compression("uniform", 0.25)
-    settings = Settings(policy="uniform", ratio=0.25, window=32)
+    settings = Settings(policy="uniform", keep_ratio=0.25, window=32)
     scores = resolve(settings, IDENTITY).values
     plan = make_plan(scores, settings, 900, 16, 32, 4)
     memory = plans([server], {"window": 32}).of(server, 900)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from headkv_vllm.cli import app
+from headkv_vllm.cli.main import app
 from headkv_vllm.evaluation.loading import load_tokenizer
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
@@ -107,7 +107,7 @@ def test_ctrl_c_ends_it_in_one_line_and_keeps_what_is_done(tmp_path: Path) -> No
         return right_or_wrong(body)
 
     with answering(reply) as server:
-        command = [sys.executable, "-c", "from headkv_vllm.cli import app; app()"]
+        command = [sys.executable, "-c", "from headkv_vllm.cli.main import app; app()"]
         command += [*arguments(server.url, tmp_path), "--concurrency", "1"]
         with subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
@@ -131,7 +131,7 @@ def test_a_full_disk_ends_it_in_one_line_and_keeps_what_is_done(tmp_path: Path) 
     parts, room = tmp_path / "parts", 30 << 10  # the prompts take less, and long answers more
     with answering(lambda body: completion(" word" * 800)) as server:
         assert run(server.url, tmp_path / "whole").exit_code == 0
-        command = [sys.executable, "-c", "from headkv_vllm.cli import app; app()"]
+        command = [sys.executable, "-c", "from headkv_vllm.cli.main import app; app()"]
         broken = subprocess.run(
             [*command, *arguments(server.url, parts), "--concurrency", "1"],
             stderr=subprocess.PIPE,

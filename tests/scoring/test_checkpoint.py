@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, Phi3Config
 
 from headkv_vllm.errors import ModelError, SettingsError, UnsupportedError
-from headkv_vllm.scores.checkpoint_folder import find_checkpoint_folder
-from headkv_vllm.scores.identity import identify_checkpoint
+from headkv_vllm.head_scores.checkpoint_folder import find_checkpoint_folder
+from headkv_vllm.head_scores.identity import identify_checkpoint
 from headkv_vllm.scoring import checkpoint
 from headkv_vllm.scoring.checkpoint import load_checkpoint
 from headkv_vllm.scoring.measuring import measure

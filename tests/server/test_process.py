@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from headkv_vllm.command_line import ends_on_sigterm
+from headkv_vllm.output.command_line import ends_on_sigterm
 from headkv_vllm.server.process import ServerProcess
 
 

@@ -89,7 +89,7 @@ OWN: list[dict[str, Any]] = [
     {},
     {"headkv_budget": 128},
     {"headkv_budget": 0},
-    {"headkv_ratio": 0.125},
+    {"headkv_keep_ratio": 0.125},
     {"headkv_policy": "adakv"},
     {"headkv_budget": 512, "headkv_policy": "streaming"},
 ]
@@ -99,7 +99,7 @@ class TestServed:
     def test_a_larger_budget_answers_what_the_servers_own_cannot(self, server: Server) -> None:
         prompts = [sample.prompt for sample in samples()]
         assert part_right([text(server, prompt) for prompt in prompts]) < 0.6
-        for own in ({"headkv_budget": 128}, {"headkv_ratio": 0.125}, {"headkv_budget": 0}):
+        for own in ({"headkv_budget": 128}, {"headkv_keep_ratio": 0.125}, {"headkv_budget": 0}):
             assert part_right([text(server, prompt, own) for prompt in prompts]) >= 0.8
 
     def test_off_gives_the_answer_of_stock_vllm(self, server: Server) -> None:
@@ -189,23 +189,23 @@ class TestServed:
 BUDGETS = "0 (off) or an integer of at least 24 (tokens)"
 RATIOS = "a number above 0 and up to 1"
 POLICIES = "'headkv', 'headkv_ada', 'random', 'uniform', 'pyramidkv', 'streaming' or 'adakv'"
-ARGUMENT_NAMES = "allowed are headkv_budget, headkv_ratio, headkv_policy"
+ARGUMENT_NAMES = "allowed are headkv_budget, headkv_keep_ratio, headkv_policy"
 BAD = [
     ({"headkv_budget": 23}, "headkv_budget", "headkv_budget=23", BUDGETS),
     ({"headkv_budget": -1}, "headkv_budget", "headkv_budget=-1", BUDGETS),
     ({"headkv_budget": 64.5}, "headkv_budget", "headkv_budget=64.5", BUDGETS),
     ({"headkv_budget": "64"}, "headkv_budget", "headkv_budget='64'", BUDGETS),
     ({"headkv_budget": [64]}, "headkv_budget", "headkv_budget=[64]", BUDGETS),
-    ({"headkv_ratio": 0}, "headkv_ratio", "headkv_ratio=0", RATIOS),
-    ({"headkv_ratio": 1.5}, "headkv_ratio", "headkv_ratio=1.5", RATIOS),
-    ({"headkv_ratio": "half"}, "headkv_ratio", "headkv_ratio='half'", RATIOS),
+    ({"headkv_keep_ratio": 0}, "headkv_keep_ratio", "headkv_keep_ratio=0", RATIOS),
+    ({"headkv_keep_ratio": 1.5}, "headkv_keep_ratio", "headkv_keep_ratio=1.5", RATIOS),
+    ({"headkv_keep_ratio": "half"}, "headkv_keep_ratio", "headkv_keep_ratio='half'", RATIOS),
     ({"headkv_policy": "pyramid"}, "headkv_policy", "headkv_policy='pyramid'", POLICIES),
     ({"headkv_policy": 7}, "headkv_policy", "headkv_policy=7", POLICIES),
     ({"headkv_budgt": 64}, "headkv_budgt", "'headkv_budgt'", ARGUMENT_NAMES),
     (
-        {"headkv_budget": 64, "headkv_ratio": 0.5},
-        "headkv_ratio",
-        "headkv_budget=64 and headkv_ratio=0.5",
+        {"headkv_budget": 64, "headkv_keep_ratio": 0.5},
+        "headkv_keep_ratio",
+        "headkv_budget=64 and headkv_keep_ratio=0.5",
         "give one of them",
     ),
 ]
@@ -253,7 +253,7 @@ class TestRefused:
             call(server, own=own)
 
     @pytest.mark.parametrize("number", ["NaN", "Infinity", "-1e400", "9" * 5000, "true"])
-    @pytest.mark.parametrize("name", ["headkv_budget", "headkv_ratio"])
+    @pytest.mark.parametrize("name", ["headkv_budget", "headkv_keep_ratio"])
     def test_numbers_that_json_has_no_words_for(
         self, server: Server, name: str, number: str
     ) -> None:
@@ -261,7 +261,9 @@ class TestRefused:
         headers = {"content-type": "application/json"}
         refused = httpx.post(f"{server.url}/v1/completions", content=body, headers=headers)
         # pydantic takes true for 1, which is a ratio.
-        assert refused.status_code == (200 if (name, number) == ("headkv_ratio", "true") else 400)
+        assert refused.status_code == (
+            200 if (name, number) == ("headkv_keep_ratio", "true") else 400
+        )
 
     def test_the_asynchronous_client(self, server: Server) -> None:
         async def ask() -> None:
@@ -288,7 +290,7 @@ class TestRefused:
 
 
 def test_a_ceiling_and_a_server_without_scores() -> None:
-    chosen = settings(ratio=0.5, max_budget=64, policy="uniform")
+    chosen = settings(keep_ratio=0.5, max_budget=64, policy="uniform")
     with Server(checkpoint_path(), *ARGUMENTS, *chosen) as server:
         for budget in (0, 8, 65):
             with pytest.raises(openai.BadRequestError, match="an integer from 9 to 64"):
@@ -298,6 +300,10 @@ def test_a_ceiling_and_a_server_without_scores() -> None:
         prompt = samples()[0].prompt
         expected = text(server, prompt, {"headkv_budget": 64})
         # Half of the prompt, or all of it, is held to the ceiling.
-        for own in ({}, {"headkv_ratio": 1}, {"headkv_ratio": 0.5, "headkv_policy": "uniform"}):
+        for own in (
+            {},
+            {"headkv_keep_ratio": 1},
+            {"headkv_keep_ratio": 0.5, "headkv_policy": "uniform"},
+        ):
             assert text(server, prompt, own) == expected
         assert text(server, prompt, {"headkv_budget": 9}) != expected

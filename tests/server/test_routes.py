@@ -13,12 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from headkv_vllm.budgets.plan import make_plan
 from headkv_vllm.config import Settings
+from headkv_vllm.head_scores.file import read_score_file
+from headkv_vllm.head_scores.identity import identify_checkpoint
+from headkv_vllm.head_scores.scores import load
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 from headkv_vllm.resources import scores_dir
-from headkv_vllm.scores.file import read_score_file
-from headkv_vllm.scores.head_scores import load
-from headkv_vllm.scores.identity import identify_checkpoint
 from headkv_vllm.server.plan_request import BASE_BYTES, BYTES_PER_TOKEN
 from tests.engine.server import wait_for
 from tests.server.guarded_server import BLOCK_SIZE, KEY, MAX_MODEL_LEN, SETTINGS, GuardedServer
@@ -102,8 +102,8 @@ def test_scores_are_those_of_the_file_and_say_so(guarded_server: GuardedServer) 
     [
         ({}, {}),
         ({"budget": 512}, {"budget": 512}),
-        ({"ratio": 0.25}, {"budget": None, "ratio": 0.25}),
-        ({"ratio": 1}, {"budget": None, "ratio": 1.0}),
+        ({"keep_ratio": 0.25}, {"budget": None, "keep_ratio": 0.25}),
+        ({"keep_ratio": 1}, {"budget": None, "keep_ratio": 1.0}),
         ({"policy": "uniform"}, {"policy": "uniform"}),
         ({"policy": "adakv", "budget": 300}, {"policy": "adakv", "budget": 300}),
         ({"budget": 0}, {"budget": 0}),
@@ -140,9 +140,9 @@ def test_a_text_is_planned_at_its_length_in_tokens(guarded_server: GuardedServer
         ({"text": "a " * MAX_MODEL_LEN}, "text", "maximum context length is 4608"),
         ({"prompt_tokens": 9, "budget": 5}, "budget", "budget=5 is not allowed"),
         ({"prompt_tokens": 9, "budget": -1}, "budget", "-1"),
-        ({"prompt_tokens": 9, "ratio": 0}, "ratio", "greater than 0"),
-        ({"prompt_tokens": 9, "ratio": 1.5}, "ratio", "1.5"),
-        ({"prompt_tokens": 9, "budget": 64, "ratio": 0.5}, "ratio", "exclude each other"),
+        ({"prompt_tokens": 9, "keep_ratio": 0}, "keep_ratio", "greater than 0"),
+        ({"prompt_tokens": 9, "keep_ratio": 1.5}, "keep_ratio", "1.5"),
+        ({"prompt_tokens": 9, "budget": 64, "keep_ratio": 0.5}, "keep_ratio", "exclude each other"),
         ({"prompt_tokens": 9, "policy": "best"}, "policy", "'uniform'"),
         ({"prompt_tokens": 9, "windo": 4}, "windo", "allowed are prompt_tokens, text, budget"),
         ([], None, "the body is []"),
@@ -164,8 +164,8 @@ def test_what_cannot_be_planned_is_refused(
         b"{",
         b"\xff\xfe{}",
         b'{"prompt_tokens": NaN}',
-        b'{"prompt_tokens": 9, "ratio": Infinity}',
-        b'{"prompt_tokens": 9, "ratio": 1e400}',
+        b'{"prompt_tokens": 9, "keep_ratio": Infinity}',
+        b'{"prompt_tokens": 9, "keep_ratio": 1e400}',
         b'{"prompt_tokens": ' + b"9" * 5000 + b"}",
         b'{"text": "\\ud800"}',
         b'{"\\ud800": 1}',
@@ -251,7 +251,7 @@ def test_openapi_documents_every_route(guarded_server: GuardedServer) -> None:
     plan = schema["paths"][f"{guarded_server.api}/plan"]["post"]
     (body,) = plan["requestBody"]["content"].values()
     assert set(body["schema"]["properties"]) == {
-        "prompt_tokens", "text", "budget", "ratio", "policy"
+        "prompt_tokens", "text", "budget", "keep_ratio", "policy"
     }  # fmt: skip
     assert {"ServedScores", "ShownConfig", "Plan", "Stats"} <= set(schema["components"]["schemas"])
 

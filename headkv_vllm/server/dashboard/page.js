@@ -36,7 +36,7 @@ async function start() {
 }
 
 function describeModel({ models, settings, num_layers, num_kv_heads, block_size }) {
-  const budget = settings.ratio !== null ? `ratio ${settings.ratio}` : settings.budget ? `budget ${count(settings.budget)}` : "off";
+  const budget = settings.keep_ratio !== null ? `keep ratio ${settings.keep_ratio}` : settings.budget ? `budget ${count(settings.budget)}` : "off";
   return `${models.join(", ")}: ${num_layers} layers of ${num_kv_heads} KV heads, blocks of ${block_size} tokens, policy ${settings.policy}, ${budget}`;
 }
 

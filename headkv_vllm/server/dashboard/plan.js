@@ -24,7 +24,7 @@ class PlanView {
       ...config.policies.map(({ name }) => element("option", { value: name }, name)),
     );
     byId("policy").value = settings.policy;
-    const budget = settings.ratio === null ? settings.budget : Math.floor(settings.ratio * length.value);
+    const budget = settings.keep_ratio === null ? settings.budget : Math.floor(settings.keep_ratio * length.value);
     byId("budget-number").value = budget || config.min_allowed_budget;
     this.bound();
     return this.change();

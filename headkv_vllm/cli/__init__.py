@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `headkv` command: a module for each of its subcommands."""

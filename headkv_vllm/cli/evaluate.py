@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`headkv eval MODEL`: tasks asked of servers that keep more or less of each prompt."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from headkv_vllm.output.command_line import INTERRUPTED, ends_on_sigterm, readable_errors
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder of a Hugging Face model, or its hub name.")],
+    tasks: Annotated[
+        str,
+        typer.Option(metavar="NAME,..", help="Tasks, such as needle/single or ruler/vt."),
+    ],
+    lengths: Annotated[
+        str, typer.Option(metavar="N,..", help="Prompt lengths in tokens; 0 leaves texts whole.")
+    ] = "1024",
+    policies: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,..",
+            help="full (the whole cache), headkv, uniform or another policy of the settings. "
+            "Without it: full,headkv,uniform.",
+        ),
+    ] = None,
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,..",
+            help="Mean tokens kept per KV head; with a point, a part of the prompt. "
+            "Without it: 128.",
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", "--n", help="Samples per task and length.")] = 50,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same samples.")] = 0,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the benchmarks' files, for tasks that read some."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results and report. Without it: eval-MODEL.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Ask this running server instead of starting any."),
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Ask in the tokenizer's chat format, as instruct models want."),
+    ] = False,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of an answer at most. Without it: the task's own.")
+    ] = None,
+    question_agnostic: Annotated[
+        bool,
+        typer.Option(
+            "--question-agnostic", help="Compress the context before the question is known."
+        ),
+    ] = False,
+    stock: Annotated[
+        bool,
+        typer.Option(
+            "--stock/--no-stock",
+            help="Ask stock vLLM for full; or the one compressed server, with budget 0.",
+        ),
+    ] = True,
+    settings: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="Further headkv settings, for all policies."),
+    ] = None,
+    block_size: Annotated[int, typer.Option(help="vLLM's --block-size, in tokens.")] = 16,
+    dtype: Annotated[
+        str, typer.Option(help="vLLM's --dtype: auto, bfloat16, float16 or float32.")
+    ] = "auto",
+    max_model_len: Annotated[
+        int | None, typer.Option(help="vLLM's --max-model-len. Without it: the model's.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or hub name. Without it: the model's.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests at a time.")] = 8,
+    serve_args: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Further arguments for vllm serve, in one word."),
+    ] = None,
+) -> None:
+    """Measure what compression costs: scores of tasks, with intervals, beside the memory kept.
+
+    Starts stock vLLM for full, and then one server of ours for all policies and budgets, which each
+    request brings with it, so that a prompt is computed once for all of them. Writes a report,
+    pictures and every answer to --out. What is there already is not asked again, so an interrupted
+    run goes on where it stopped when the same command is given again, and a larger grid adds to it.
+    """
+    console = Console(stderr=True)
+    with readable_errors(), ends_on_sigterm():
+        try:
+            from headkv_vllm.evaluation import request as parse
+            from headkv_vllm.evaluation.registry import TASKS
+
+            common = parse.parse_settings(settings)
+            address = parse.parse_url(url)
+            least = parse.integer
+            wanted = parse.EvalRequest(
+                model=model,
+                tasks=parse.parse_names("--tasks", tasks, tuple(TASKS)),
+                lengths=parse.parse_lengths(lengths),
+                compressions=parse.parse_compressions(policies, budgets, common, address),
+                n=least("-n", n, least=1),
+                seed=least("--seed", seed, least=0),
+                out=parse.parse_out(out, model),
+                settings=common,
+                data=parse.parse_folder("--data", data),
+                url=address,
+                tokenizer=tokenizer,
+                block_size=least("--block-size", block_size, least=1),
+                dtype=parse.parse_dtype(dtype),
+                max_model_len=parse.optional("--max-model-len", max_model_len),
+                chat=chat,
+                max_tokens=parse.optional("--max-tokens", max_tokens),
+                question_agnostic=question_agnostic,
+                stock=stock,
+                concurrency=least("--concurrency", concurrency, least=1),
+                serve_arguments=parse.parse_serve_arguments(serve_args),
+            )
+            from headkv_vllm.evaluation.job import run_job
+
+            report = run_job(wanted, shlex.join(["headkv", *sys.argv[1:]]), console)
+        except KeyboardInterrupt:
+            console.print("interrupted; the same command goes on where it stopped")
+            raise typer.Exit(INTERRUPTED) from None
+    typer.echo(report)
