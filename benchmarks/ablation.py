@@ -73,39 +73,24 @@ class Variant:
     after: int = 0
 
 
+WIDE: Final = {"kernel_size": 15}
+AVG: Final = {"kernel_size": 15, "pooling": "avg"}
 VARIANTS: Final = (
-    Variant("defaults"),
-    *(Variant(f"scores {name}", scores=name) for name in ("r2", "r", "grad+r2")),
-    *(
-        Variant(f"policy {name}", {"policy": name})
-        for name in ("headkv_ada", "adakv", "pyramidkv", "uniform", "streaming", "random")
-    ),
-    *(Variant(f"window {window}", {"window": window}) for window in (4, 16, 32)),
-    *(
-        Variant(f"window {window}, max", {"window": window, "query_reduction": "max"})
-        for window in (4, 8, 16, 32)
-    ),
-    *(
-        Variant(f"window {window} before the template's end", {"window": window}, after=5)
-        for window in (4, 8, 16)
-    ),
-    *(
-        Variant(
-            f"window {window} before the template's end, max",
-            {"window": window, "query_reduction": "max"},
-            after=5,
-        )
-        for window in (8, 16)
-    ),
-    *(Variant(f"kernel_size {size}", {"kernel_size": size}) for size in (3, 5, 11, 15, 21, 31)),
-    *(
-        Variant(f"pooling avg, kernel_size {size}", {"pooling": "avg", "kernel_size": size})
-        for size in (7, 15, 21)
-    ),
-    Variant("value_norm", {"value_norm": True}),
-    *(Variant(f"beta {beta}", {"beta": beta}) for beta in (1.02, 1.1, 1.5, 2.0)),
-    Variant("min_blocks 2", {"min_blocks": 2}),
-    *(Variant(f"block_size {size}", block_size=size) for size in (8, 32)),
+    Variant("kernel 7 max"),
+    Variant("kernel 11 max", {"kernel_size": 11}),
+    Variant("kernel 15 max", WIDE),
+    Variant("kernel 21 max", {"kernel_size": 21}),
+    Variant("kernel 11 avg", {"kernel_size": 11, "pooling": "avg"}),
+    Variant("kernel 15 avg", AVG),
+    Variant("kernel 21 avg", {"kernel_size": 21, "pooling": "avg"}),
+    *(Variant(f"15 avg, scores {name}", AVG, scores=name) for name in ("r2", "grad+r2")),
+    *(Variant(f"15 avg, policy {name}", {**AVG, "policy": name}) for name in ("headkv_ada", "adakv", "uniform")),
+    *(Variant(f"15 avg, beta {beta}", {**AVG, "beta": beta}) for beta in (1.02, 1.1, 1.5)),
+    *(Variant(f"15 avg, window {window}", {**AVG, "window": window}) for window in (4, 16, 32)),
+    *(Variant(f"15 avg, window {window} max", {**AVG, "window": window, "query_reduction": "max"}) for window in (8, 16, 32)),
+    *(Variant(f"15 avg, window {window} before template end", {**AVG, "window": window}, after=5) for window in (8, 16)),
+    *(Variant(f"15 avg, window {window} max, before template end", {**AVG, "window": window, "query_reduction": "max"}, after=5) for window in (8, 16)),
+    Variant("15 avg, value_norm", {**AVG, "value_norm": True}),
 )
 
 
@@ -126,7 +111,7 @@ def main(
     checkpoint = load_checkpoint(str(model), dtype="float32")
     files = dict(text.split("=", 1) for text in scores)
     variants = [v for v in VARIANTS if only is None or only in v.name]
-    asked = Asked(checkpoint, read_scores(files), variants, tuple(ratio))
+    asked = Asked(checkpoint, read_scores(files), variants, tuple(keep_ratio))
     found: list[dict[str, Any]] = []
     for task_name in task:
         started = time.monotonic()
@@ -141,12 +126,12 @@ def main(
             f"{num} of {len(chosen)} right, {time.monotonic() - started:.0f} s",
             flush=True,
         )
-        Path("/tmp/abl/raw.json").write_text(json.dumps(found))
+        Path("/tmp/abl/stage2/raw.json").write_text(json.dumps(found))
     Report(
         name,
         "Which settings keep the answers?",
         command_line("ablation"),
-        table(found, [v.name for v in variants], ratio),
+        table(found, [v.name for v in variants], keep_ratio),
         bars=(),
         notes=[],
     ).write(out)
@@ -201,7 +186,7 @@ class Asked:
                 same = logits.argmax(-1).tolist() == list(said)
                 yield {
                     "variant": variant.name,
-                    "keep_ratio": ratio,
+                    "ratio": ratio,
                     "same": same,
                     "loss": full - log_likelihood(logits, said),
                 }
@@ -331,7 +316,7 @@ def table(
     for name in names:
         row: dict[str, Any] = {"variant": name}
         for ratio in ratios:
-            own = [r for r in found if r["variant"] == name and r["keep_ratio"] == ratio]
+            own = [r for r in found if r["variant"] == name and r["ratio"] == ratio]
             row[f"same at {ratio}"] = f"{100 * np.mean([r['same'] for r in own]):.0f}"
             row[f"loss at {ratio}"] = f"{np.mean([r['loss'] for r in own]):.2f}"
         rows.append(row)

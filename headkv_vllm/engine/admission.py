@@ -110,16 +110,3 @@ def peak(courses: list[Course], block_size: int) -> int:
     ends = num_left[:, None]
     grown = -(-(num_tokens + ends) // block_size) - -(-num_tokens // block_size)
     return int(np.where(num_left >= ends, compressed + grown, 0).sum(1).max())
-
-
-def peak_plain(courses: list[Course], block_size: int) -> int:
-    """Plain twin of `peak`: step by step."""
-    most = 0
-    for step in range(max(course.num_left for course in courses) + 1):
-        held = 0
-        for course in courses:
-            if course.num_left >= step:
-                blocks = cdiv(course.num_tokens + step, block_size)
-                held += course.compressed + blocks - cdiv(course.num_tokens, block_size)
-        most = max(most, held)
-    return most

@@ -92,23 +92,6 @@ def row_logits(
     return logits.view(num_heads, num_rows, -1).masked_fill(later, float("-inf"))
 
 
-def row_logits_plain(
-    query: torch.Tensor, prompt_key: torch.Tensor, key: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """Plain twin of `row_logits`."""
-    num_heads, num_rows, _ = query.shape
-    num_prompt_tokens = prompt_key.shape[1]
-    logits = torch.full((num_heads, num_rows, num_prompt_tokens + num_rows), float("-inf"))
-    for head in range(num_heads):
-        kv_head = head // (num_heads // len(key))
-        keys = [*prompt_key[kv_head], *key[kv_head]]
-        for row in range(num_rows):
-            for position in range(num_prompt_tokens + row + 1):
-                product = query[head, row].double() @ keys[position].double()
-                logits[head, row, position] = float(product) * scale
-    return logits
-
-
 def weighted_values(
     weights: torch.Tensor, prompt_value: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:

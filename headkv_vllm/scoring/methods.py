@@ -6,7 +6,6 @@ A sample's score is the sum over the steps of its answer; a model's, the mean ov
 
 from typing import Final, Literal, Protocol, get_args
 
-import torch
 from torch import Tensor
 
 Method = Literal["grad", "r2", "r"]
@@ -39,15 +38,6 @@ def retrieval_score(attention: Tensor, evidence: Tensor, holds_token: Tensor) ->
     return copied[best].float() / evidence.sum()
 
 
-def retrieval_score_plain(attention: Tensor, evidence: Tensor, holds_token: Tensor) -> Tensor:
-    """Plain twin of `retrieval_score`."""
-    scores = []
-    for row in attention.tolist():
-        best = row.index(max(row))
-        scores.append(1 / sum(evidence.tolist()) if evidence[best] and holds_token[best] else 0.0)
-    return torch.tensor(scores, dtype=torch.float32)
-
-
 def evidence_score(attention: Tensor, evidence: Tensor, holds_token: Tensor) -> Tensor:
     """The retrieval-reasoning score r2 of HeadKV (arXiv 2410.19258), see `StepScore`.
 
@@ -63,16 +53,6 @@ def evidence_score(attention: Tensor, evidence: Tensor, holds_token: Tensor) -> 
     num_equal = num_evidence - above.sum(dim=1, keepdim=True)
     top = above | (equal & (equal.cumsum(dim=1) <= num_equal))
     return attention.masked_fill(~(top & evidence), 0.0).sum(dim=1) / num_evidence
-
-
-def evidence_score_plain(attention: Tensor, evidence: Tensor, holds_token: Tensor) -> Tensor:
-    """Plain twin of `evidence_score`."""
-    num_evidence = sum(evidence.tolist())
-    scores = []
-    for row in attention.tolist():
-        top = sorted(range(len(row)), key=lambda position: -row[position])[:num_evidence]
-        scores.append(sum(row[position] / num_evidence for position in top if evidence[position]))
-    return torch.tensor(scores, dtype=torch.float32)
 
 
 STEP_SCORES: Final[dict[Method, StepScore]] = {"r2": evidence_score, "r": retrieval_score}

@@ -4,8 +4,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from vllm.utils.math_utils import cdiv
 
-from headkv_vllm.engine.admission import FIRST_GUESS, Course, peak, peak_plain
+from headkv_vllm.engine.admission import FIRST_GUESS, Course, peak
 from tests.engine.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
 
 SETTINGS = {"budget": 64, "window": 8}
@@ -119,3 +120,16 @@ def test_nobody_grows_beyond_the_longest_sequence(start):
     engine = start(SETTINGS, num_blocks=1 + 8 + 13 + 3, max_model_len=256)
     most, num_preemptions = run(engine, num_requests=2, max_tokens=3000)
     assert (most, num_preemptions) == (2, 0)
+
+
+def peak_plain(courses: list[Course], block_size: int) -> int:
+    """Plain twin of `peak`: step by step."""
+    most = 0
+    for step in range(max(course.num_left for course in courses) + 1):
+        held = 0
+        for course in courses:
+            if course.num_left >= step:
+                blocks = cdiv(course.num_tokens + step, block_size)
+                held += course.compressed + blocks - cdiv(course.num_tokens, block_size)
+        most = max(most, held)
+    return most

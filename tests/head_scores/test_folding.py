@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from headkv_vllm.head_scores.folding import fold_query_heads, fold_query_heads_plain
+from headkv_vllm.head_scores.folding import fold_query_heads
+from tests.head_scores import reference
 
 
 @settings(deadline=None)
@@ -17,7 +18,7 @@ def test_folding_equals_its_plain_twin(data, how):
     folded = fold_query_heads(scores, num_kv_heads, how)
     assert folded.dtype == np.float64
     assert folded.shape == (num_layers, num_kv_heads)
-    np.testing.assert_allclose(folded, fold_query_heads_plain(scores, num_kv_heads, how))
+    np.testing.assert_allclose(folded, reference.fold_query_heads(scores, num_kv_heads, how))
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from headkv_vllm.config import Settings
 from headkv_vllm.errors import ScoreFileError
 from headkv_vllm.head_scores import library
 from headkv_vllm.head_scores.file import write_score_file
-from headkv_vllm.head_scores.folding import fold_query_heads_plain
 from headkv_vllm.head_scores.scores import resolve
+from tests.head_scores import reference
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_path_gives_the_files_scores_folded(score_file, identity, tmp_path, ho
     assert found.warning is None
     assert path.name in found.source
     assert "tiny-llama" in found.source
-    expected = fold_query_heads_plain(score_file.values, identity.num_kv_heads, how)
+    expected = reference.fold_query_heads(score_file.values, identity.num_kv_heads, how)
     np.testing.assert_allclose(found.values / found.values.sum(), expected / expected.sum())
 
 

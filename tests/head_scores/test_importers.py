@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors.numpy import save_file
-from tests.scores.foreign_files import (
+from tests.head_scores.foreign_files import (
     HEADS,
     KV_HEADS,
     LAYERS,

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tests.scores.foreign_files import TINY, npy, reference_document, written
+from tests.head_scores.foreign_files import TINY, npy, reference_document, written
 
 from headkv_vllm.errors import ScoreFileError
 from headkv_vllm.head_scores.importers import find_importer

@@ -13,11 +13,11 @@ from headkv_vllm.scoring import measuring
 from headkv_vllm.scoring.attention_rows import (
     ATTENTION,
     row_logits,
-    row_logits_plain,
     weighted_values,
 )
 from headkv_vllm.scoring.measuring import measure
 from headkv_vllm.scoring.methods import STEP_SCORES
+from tests.scoring import reference
 from tests.scoring.random_models import (
     CONFIGS,
     SIZES,
@@ -156,7 +156,7 @@ def test_rows_match_the_plain_twin(group, num_rows):
     key = torch.randn(4 // group, num_rows, 8, generator=generator)
     for scale in (0.35, 0.7):
         logits = row_logits(query, prompt_key, key, scale)
-        torch.testing.assert_close(logits, row_logits_plain(query, prompt_key, key, scale))
+        torch.testing.assert_close(logits, reference.row_logits(query, prompt_key, key, scale))
     weights = logits.softmax(-1)
     values = torch.cat([prompt_key, key], 1).repeat_interleave(group, 0)
     torch.testing.assert_close(weighted_values(weights, prompt_key, key), weights @ values)

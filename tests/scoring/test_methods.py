@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from headkv_vllm.scoring.methods import (
     STEP_SCORES,
     evidence_score,
-    evidence_score_plain,
     retrieval_score,
-    retrieval_score_plain,
 )
+from tests.scoring import reference
 
-TWINS = [(evidence_score, evidence_score_plain), (retrieval_score, retrieval_score_plain)]
+TWINS = [(evidence_score, reference.evidence_score), (retrieval_score, reference.retrieval_score)]
 
 
 @st.composite

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain reference of `headkv_vllm.scoring`: loops in place of vector operations.
+
+Each function has the name and the arguments of the function that it is compared with.
+"""
+
+import torch
+from torch import Tensor
+
+
+def retrieval_score(attention: Tensor, evidence: Tensor, holds_token: Tensor) -> Tensor:
+    scores = []
+    for row in attention.tolist():
+        best = row.index(max(row))
+        scores.append(1 / sum(evidence.tolist()) if evidence[best] and holds_token[best] else 0.0)
+    return torch.tensor(scores, dtype=torch.float32)
+
+
+def evidence_score(attention: Tensor, evidence: Tensor, holds_token: Tensor) -> Tensor:
+    num_evidence = sum(evidence.tolist())
+    scores = []
+    for row in attention.tolist():
+        top = sorted(range(len(row)), key=lambda position: -row[position])[:num_evidence]
+        scores.append(sum(row[position] / num_evidence for position in top if evidence[position]))
+    return torch.tensor(scores, dtype=torch.float32)
+
+
+def row_logits(
+    query: torch.Tensor, prompt_key: torch.Tensor, key: torch.Tensor, scale: float
+) -> torch.Tensor:
+    num_heads, num_rows, _ = query.shape
+    num_prompt_tokens = prompt_key.shape[1]
+    logits = torch.full((num_heads, num_rows, num_prompt_tokens + num_rows), float("-inf"))
+    for head in range(num_heads):
+        kv_head = head // (num_heads // len(key))
+        keys = [*prompt_key[kv_head], *key[kv_head]]
+        for row in range(num_rows):
+            for position in range(num_prompt_tokens + row + 1):
+                product = query[head, row].double() @ keys[position].double()
+                logits[head, row, position] = float(product) * scale
+    return logits
