@@ -120,9 +120,10 @@ def report(load: Load, counts: dict[SideName, Counts], command: str) -> Report:
     note = (
         f"{load.num_requests} requests of {load.prompt_tokens:,} tokens, no two prompts alike, "
         f"{load.max_tokens} tokens generated; headkv keeps {load.keep_ratio:.3g} of each prompt. "
-        f"The pool has {load.num_blocks:,} blocks of {BLOCK_SIZE} tokens on both sides: stock's room "
-        f"for {load.pool_requests} requests that generate {2 * BLOCK_SIZE} tokens. A step computes "
-        "at most one whole prompt, so decode grows by one request a step until the pool is full."
+        f"The pool has {load.num_blocks:,} blocks of {BLOCK_SIZE} tokens on both sides. That is "
+        f"stock's room for {load.pool_requests} requests that generate {2 * BLOCK_SIZE} tokens. A "
+        "step computes at most one whole prompt, so decode grows by one request a step until the "
+        "pool is full."
     )
     rows = [row(name, counts[name]) for name in SIDES]
     measured = bars(counts["headkv"], counts["stock"])

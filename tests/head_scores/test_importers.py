@@ -10,6 +10,10 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors.numpy import save_file
+
+from headkv_vllm.errors import ScoreFileError
+from headkv_vllm.head_scores.folding import fold_query_heads
+from headkv_vllm.head_scores.importers import IMPORTERS, find_importer, guess_format
 from tests.head_scores.foreign_files import (
     HEADS,
     KV_HEADS,
@@ -22,10 +26,6 @@ from tests.head_scores.foreign_files import (
     reference_document,
     written,
 )
-
-from headkv_vllm.errors import ScoreFileError
-from headkv_vllm.head_scores.folding import fold_query_heads
-from headkv_vllm.head_scores.importers import IMPORTERS, find_importer, guess_format
 
 
 def refusal(path, identity=LLAMA_8B, tensor=None):
