@@ -70,10 +70,11 @@ def _variants() -> Iterator[Variant]:
     for window in (8, 16):
         name = f"window {window}, before the template's end"
         yield Variant(name, {"window": window}, before_end=True)
-    for size in (1, 3, 7, 11, 21, 31):
+    for size in (1, 5, 7, 11, 21, 31):
         yield Variant(f"kernel_size {size}", {"kernel_size": size})
-    for size in (7, 15, 21):
-        yield Variant(f"pooling avg, kernel_size {size}", {"pooling": "avg", "kernel_size": size})
+    for size in (5, 7, 15, 21):
+        changed = {"pooling": "max", "kernel_size": size}
+        yield Variant(f"pooling max, kernel_size {size}", changed)
     yield Variant("value_norm", {"value_norm": True})
     for beta in (1.02, 1.1, 1.5, 2.0):
         yield Variant(f"beta {beta}", {"beta": beta})

@@ -39,8 +39,8 @@ class Settings(BaseModel):
     )
     beta: float = Field(default=1.2, gt=1, description="a finite number above 1")
     window: int = Field(default=8, ge=1, description="an integer of at least 1 (tokens)")
-    kernel_size: int = Field(default=7, ge=1, description="an odd integer of at least 1 (tokens)")
-    pooling: Literal["max", "avg"] = Field(default="max", description="'max' or 'avg'")
+    kernel_size: int = Field(default=15, ge=1, description="an odd integer of at least 1 (tokens)")
+    pooling: Literal["max", "avg"] = Field(default="avg", description="'max' or 'avg'")
     gqa_fold: Literal["mean", "max", "sum"] = Field(
         default="mean", description="'mean', 'max' or 'sum'"
     )

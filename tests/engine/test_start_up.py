@@ -34,7 +34,7 @@ def settings(**given: Any) -> list[str]:
         ),
         (
             settings(budgett=128),
-            "unknown headkv setting 'budgett': did you mean 'budget'? allowed are budget, ratio, "
+            "unknown headkv setting 'budgett': did you mean 'budget'? allowed are budget, keep_ratio, "
             "scores, beta, window, kernel_size, pooling, gqa_fold, min_blocks, policy, "
             "query_reduction, value_norm, sink, min_budget, max_budget, check_integrity",
         ),
