@@ -41,7 +41,7 @@ PARTS: Final = {
 }
 """Tasks, and further options of `headkv eval`, of each part."""
 POLICIES: Final = "full,headkv,headkv_ada,adakv,pyramidkv,uniform,streaming,random"
-SERVE_ARGUMENTS: Final = "--enforce-eager --block-size 16 --max-num-seqs 32"
+SERVE_ARGUMENTS: Final = "--enforce-eager --max-num-seqs 32"
 MEAN: Final = "all tasks and lengths"
 EXPLAINED: Final = Path(__file__).with_name("real-model-preface.md")
 SEED: Final = 0

@@ -39,7 +39,7 @@ def test_presses_are_asked_the_same_at_as_many_tokens(folder: Path) -> None:
     run = Run.read(folder)
     asked = request(run, ["snapkv", "kvzip"], None)
     assert (asked["model"], asked["dtype"]) == (MODEL, "float32")
-    assert (asked["window"], asked["kernel_size"]) == (16, 7)
+    assert (asked["window"], asked["kernel_size"]) == (16, 15)
     assert len(asked["prompts"]) == 2 * N
     for prompt in asked["prompts"]:
         assert prompt["ids"] == run.prompts[prompt["digest"]].ids

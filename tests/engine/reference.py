@@ -37,7 +37,8 @@ class Compression:
     policy: str = "headkv"
     beta: float = 1.2
     window: int = 8
-    kernel_size: int = 7
+    kernel_size: int = 15
+    pooling: str = "avg"
     query_reduction: str = "mean"
     value_norm: bool = False
     sink: int = 4
@@ -258,4 +259,5 @@ def pool_votes(attention: torch.Tensor, num_candidates: int, how: Compression) -
             else:
                 votes[position] += query[position] / len(queries)
     half = how.kernel_size // 2
-    return [max(votes[max(0, i - half) : i + half + 1]) for i in range(num_candidates)]
+    runs = [votes[max(0, i - half) : i + half + 1] for i in range(num_candidates)]
+    return [max(run) if how.pooling == "max" else sum(run) / how.kernel_size for run in runs]
