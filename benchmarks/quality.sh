@@ -13,6 +13,7 @@ out=.cache/quality
 tasks=needle/single,needle/multi-key,needle/multi-value,needle/multi-query,needle/two-hop,needle/reasoning
 .venv/bin/headkv eval headkv_vllm/needle/checkpoint --tasks "$tasks" --lengths 1024 -n 200 \
   --policies full,headkv,headkv_ada,adakv,pyramidkv,uniform,streaming,random --budgets 64,128,256 --block-size 16 \
+  --settings '{"pooling": "max", "kernel_size": 7}' \
   --dtype float32 --max-model-len 2048 --serve-args=--enforce-eager --out "$out" "$@"
 
 results=benchmarks/results

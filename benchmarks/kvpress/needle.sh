@@ -11,7 +11,7 @@ unset PYTHONDONTWRITEBYTECODE
 out=.cache/kvpress-needle
 # 1,032 tokens leave nothing after the last whole block but the window, so that both sides choose as many.
 .venv/bin/headkv eval headkv_vllm/needle/checkpoint --tasks needle/multi-key,needle/multi-query --lengths 1024,1032 -n 200 --seed 41 \
-  --policies full,uniform,adakv,pyramidkv,streaming --budgets 64,128,256 --settings '{"pooling": "avg"}' \
+  --policies full,uniform,adakv,pyramidkv,streaming --budgets 64,128,256 --settings '{"pooling": "avg", "kernel_size": 7}' \
   --dtype float32 --max-model-len 2048 --serve-args=--enforce-eager --concurrency 16 --out "$out"
 .venv/bin/python -m benchmarks.kvpress "$out" --presses snapkv,adakv,pyramidkv,streaming,keydiff,expected,kvzip
 
