@@ -14,7 +14,7 @@ from openai import OpenAI
 from headkv_vllm.needle.tasks import generate_samples
 from headkv_vllm.server.process import ServerProcess
 from tests.docker.images import copy_context
-from tests.engine.server import START_TIMEOUT, wait_for
+from tests.engine.helpers.server import START_TIMEOUT, wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1500)]
 

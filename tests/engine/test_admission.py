@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from vllm.utils.math_utils import cdiv
 
 from headkv_vllm.engine.admission import FIRST_GUESS, Course, peak
-from tests.engine.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
+from tests.engine.helpers.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
 
 SETTINGS = {"budget": 64, "window": 8}
 PROMPT = [token % 97 + 3 for token in range(4000)]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from headkv_vllm.budgets.policies import POLICIES
-from tests.engine.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
-from tests.engine.random_course import COURSES, NUM_BLOCKS, PROMPT
+from tests.engine.helpers.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
+from tests.engine.helpers.random_course import COURSES, NUM_BLOCKS, PROMPT
 
 OWN = st.fixed_dictionaries(
     {},

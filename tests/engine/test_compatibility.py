@@ -12,7 +12,7 @@ from vllm.model_executor.models.registry import _ModelInfo
 from headkv_vllm.errors import HeadKVError, ScoreFileError, SettingsError, UnsupportedError
 from headkv_vllm.head_scores.file import Provenance, ScoredModel, ScoreFile, write_score_file
 from headkv_vllm.head_scores.identity import identify_checkpoint
-from tests.engine.bookkeeping_engine import engine_config, write_model
+from tests.engine.helpers.bookkeeping_engine import engine_config, write_model
 
 
 @pytest.fixture(autouse=True)

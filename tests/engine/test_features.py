@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.needle.paths import checkpoint_path
-from tests.engine import inside
 from tests.engine.conftest import Engines
-from tests.engine.inside import TokenIds
-from tests.engine.prompts import needle_prompt
+from tests.engine.helpers import inside
+from tests.engine.helpers.inside import TokenIds
+from tests.engine.helpers.prompts import needle_prompt
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

@@ -18,7 +18,7 @@ from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import Sample, generate_samples
 from headkv_vllm.needle.vocabulary import BOS, TOKEN_IDS
 from headkv_vllm.request_overrides import FORCED_TOKENS
-from tests.engine.server import Server
+from tests.engine.helpers.server import Server
 
 NUM_TOKENS = 300
 BAD_VALUES: list[Any] = [7, "seven", [], [-1], [1.5], ["7"], [[7]], {"7": 7}, list(range(1, 41))]

@@ -50,7 +50,7 @@ GRAPHS = {
 def served(engine: str, batches: list[Any], **flags: Any) -> Any:
     """engine: what to tell the program, backend and manner."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.gpu_backend_on_cpu", *engine.split()],
+        [sys.executable, "-m", "tests.engine.helpers.gpu_backend_on_cpu", *engine.split()],
         input=json.dumps({"engine": ENGINE | flags, "batches": batches}),
         text=True,
         capture_output=True,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from headkv_vllm.engine.names import FLASH_ATTN_BACKEND_PATH, TRITON_BACKEND_PATH
-from tests.engine.bookkeeping_engine import write_model
+from tests.engine.helpers.bookkeeping_engine import write_model
 
 OURS = "headkv_vllm.engine.scheduler.HeadKVAsyncScheduler"
 
@@ -24,10 +24,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def configured(platform: str, capability: tuple[int, int], **asked: Any) -> dict[str, Any]:
-    """What `tests.engine.gpu_configuration` prints, or what it ends with. asked: of the engine."""
+    """What `helpers.gpu_configuration` prints, or what it ends with. asked: of the engine."""
     known = {"capability": capability, "engine": asked}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.gpu_configuration", platform],
+        [sys.executable, "-m", "tests.engine.helpers.gpu_configuration", platform],
         input=json.dumps(known),
         text=True,
         capture_output=True,

@@ -10,8 +10,8 @@ from vllm.v1.request import RequestStatus
 from headkv_vllm.budgets.request import max_compressed_blocks, request_budget
 from headkv_vllm.cache.block_row import num_row_entries
 from headkv_vllm.engine.kv_cache import HeadKVSpec
-from tests.engine.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
-from tests.engine.random_course import COURSES, NUM_BLOCKS, PROMPT, Course
+from tests.engine.helpers.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
+from tests.engine.helpers.random_course import COURSES, NUM_BLOCKS, PROMPT, Course
 
 BLOCK_SIZE, WINDOW = 16, 8
 SETTINGS = {"budget": 64, "window": WINDOW}

@@ -13,9 +13,9 @@ from headkv_vllm.config import Settings
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 from headkv_vllm.needle.vocabulary import SPECIAL_WORDS, WORDS
-from tests.engine import inside, stepping
 from tests.engine.conftest import COMMON
-from tests.engine.inside import TokenIds
+from tests.engine.helpers import inside, stepping
+from tests.engine.helpers.inside import TokenIds
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

@@ -11,11 +11,11 @@ import torch
 from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.resources import scores_dir
-from tests.engine import inside, stepping
 from tests.engine.conftest import Engines
-from tests.engine.inside import Answer
-from tests.engine.prompts import needle_prompt
-from tests.engine.reference import Compression, Reference, folded_scores
+from tests.engine.helpers import inside, stepping
+from tests.engine.helpers.inside import Answer
+from tests.engine.helpers.prompts import needle_prompt
+from tests.engine.helpers.reference import Compression, Reference, folded_scores
 from tests.engine.test_reference import assert_same
 
 pytestmark = pytest.mark.engine

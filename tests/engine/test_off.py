@@ -8,10 +8,10 @@ import pytest
 
 from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.needle.paths import checkpoint_path
-from tests.engine import inside
 from tests.engine.conftest import COMMON, Engines
-from tests.engine.inside import Answer, TokenIds
-from tests.engine.prompts import needle_prompt, random_prompt
+from tests.engine.helpers import inside
+from tests.engine.helpers.inside import Answer, TokenIds
+from tests.engine.helpers.prompts import needle_prompt, random_prompt
 
 pytestmark = pytest.mark.engine
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.needle.paths import checkpoint_path
-from tests.engine import inside
+from tests.engine.helpers import inside
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from headkv_vllm.budgets.policies import POLICIES
-from tests.engine.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
+from tests.engine.helpers.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
 
 SETTINGS = {"budget": 64, "window": 8}
 """K = 3 blocks of 16 for each prompt of at least 4 blocks and the window."""

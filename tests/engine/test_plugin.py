@@ -28,7 +28,7 @@ from headkv_vllm.engine.names import CPU_BACKEND_PATH, PLATFORM_PATHS
 from headkv_vllm.engine.platforms.cpu import HeadKVCpuPlatform
 from headkv_vllm.engine.scheduler import HeadKVScheduler
 from headkv_vllm.errors import UnsupportedError
-from tests.engine.bookkeeping_engine import COMMON, engine_config, write_model
+from tests.engine.helpers.bookkeeping_engine import COMMON, engine_config, write_model
 
 if not current_platform.is_cpu():
     pytest.skip("needs vLLM's CPU build", allow_module_level=True)

@@ -11,8 +11,8 @@ from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.needle.grading import grade
 from headkv_vllm.needle.tasks import Sample, generate_samples
 from headkv_vllm.resources import scores_dir
-from tests.engine import inside
 from tests.engine.conftest import Engines
+from tests.engine.helpers import inside
 
 pytestmark = pytest.mark.engine
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from tests.engine.recorded_graph import RecordedGraph, recording
+from tests.engine.helpers.recorded_graph import RecordedGraph, recording
 
 
 def test_what_was_done_to_tensors_is_done_again() -> None:
@@ -43,7 +43,7 @@ def test_the_host_cannot_read() -> None:
 
 KERNEL = """
 import torch, triton, triton.language as tl
-from tests.engine import recorded_graph
+from tests.engine.helpers import recorded_graph
 
 @triton.jit
 def double(given, result):

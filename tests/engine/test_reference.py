@@ -10,9 +10,9 @@ import torch
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.resources import scores_dir
 from tests.engine.conftest import Engines
-from tests.engine.inside import Answer, answer
-from tests.engine.prompts import needle_prompt
-from tests.engine.reference import Compression, Prefill, Reference, folded_scores
+from tests.engine.helpers.inside import Answer, answer
+from tests.engine.helpers.prompts import needle_prompt
+from tests.engine.helpers.reference import Compression, Prefill, Reference, folded_scores
 
 pytestmark = pytest.mark.engine
 

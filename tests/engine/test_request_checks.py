@@ -8,7 +8,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 
 from headkv_vllm.engine import request_checks
-from tests.engine.bookkeeping_engine import engine_config, write_model
+from tests.engine.helpers.bookkeeping_engine import engine_config, write_model
 
 BAD = {"headkv_budget": 5}
 REFUSAL = r"headkv_budget=5 is not allowed: .* \(parameter=headkv_budget, value=5\)"

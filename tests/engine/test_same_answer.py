@@ -8,10 +8,10 @@ import pytest
 from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.budgets.policies import POLICIES
 from headkv_vllm.resources import scores_dir
-from tests.engine import inside, stepping
 from tests.engine.conftest import COMMON, Engines
-from tests.engine.inside import TokenIds
-from tests.engine.prompts import needle_prompt, random_prompt
+from tests.engine.helpers import inside, stepping
+from tests.engine.helpers.inside import TokenIds
+from tests.engine.helpers.prompts import needle_prompt, random_prompt
 
 pytestmark = pytest.mark.engine
 

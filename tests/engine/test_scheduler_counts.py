@@ -16,7 +16,7 @@ from headkv_vllm.engine.metrics.message import message_of, take_readings
 from headkv_vllm.engine.metrics.scheduler_counts import SchedulerCounts
 from headkv_vllm.engine.metrics.stat_logger import HeadKVStatLogger
 from headkv_vllm.engine.metrics.worker_counts import WorkerCounts
-from tests.engine.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
+from tests.engine.helpers.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
 
 BLOCK_SIZE, NUM_HEADS = 16, 4
 PROMPT = [(7 * index + index // 5) % 128 for index in range(400)]

@@ -19,7 +19,7 @@ from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import Sample, Task, generate_samples
 from headkv_vllm.needle.vocabulary import EOS
 from headkv_vllm.resources import scores_dir
-from tests.engine.server import Server, wait_for
+from tests.engine.helpers.server import Server, wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

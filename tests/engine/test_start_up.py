@@ -13,7 +13,7 @@ from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 from headkv_vllm.needle.tokenizer import build_tokenizer
 from headkv_vllm.resources import scores_dir
-from tests.engine.server import VLLM, Server
+from tests.engine.helpers.server import VLLM, Server
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -34,8 +34,8 @@ def settings(**given: Any) -> list[str]:
         ),
         (
             settings(budgett=128),
-            "unknown headkv setting 'budgett': did you mean 'budget'? allowed are budget, keep_ratio, "
-            "scores, beta, window, kernel_size, pooling, gqa_fold, min_blocks, policy, "
+            "unknown headkv setting 'budgett': did you mean 'budget'? allowed are budget, "
+            "keep_ratio, scores, beta, window, kernel_size, pooling, gqa_fold, min_blocks, policy, "
             "query_reduction, value_norm, sink, min_budget, max_budget, check_integrity",
         ),
         (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headkv_vllm.engine.metrics.worker_counts import CAPACITY, NUM_BYTES, WorkerCounts, table_path
-from tests.engine.bookkeeping_engine import engine_config, write_model
+from tests.engine.helpers.bookkeeping_engine import engine_config, write_model
 
 COUNT_IN_ANOTHER_PROCESS = """
 import sys

@@ -26,8 +26,8 @@ from headkv_vllm.evaluation.prompts import read_prompts
 from headkv_vllm.head_scores.identity import identify_checkpoint
 from headkv_vllm.head_scores.scores import resolve
 from headkv_vllm.needle.paths import checkpoint_path
-from tests.engine import inside
 from tests.engine.conftest import COMMON, ENVIRONMENT
+from tests.engine.helpers import inside
 from tests.interrupts import heed_interrupts
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

@@ -9,7 +9,7 @@ from openai import OpenAI
 
 from headkv_vllm.config import Settings
 from headkv_vllm.needle.paths import checkpoint_path
-from tests.engine.server import Server
+from tests.engine.helpers.server import Server
 
 KEY = "open-sesame"
 SETTINGS = Settings(budget=128)

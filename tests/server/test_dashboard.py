@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from headkv_vllm.needle.tasks import generate_samples
-from tests.engine.server import wait_for
+from tests.engine.helpers.server import wait_for
 from tests.server.browser import Visit, chromium
 from tests.server.guarded_server import KEY, GuardedServer
 

@@ -13,7 +13,7 @@ from headkv_vllm.engine.metrics.definitions import (
 )
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import Sample, generate_samples
-from tests.engine.server import Server, wait_for
+from tests.engine.helpers.server import Server, wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -18,7 +18,7 @@ import headkv_vllm
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 from headkv_vllm.resources import scores_dir
-from tests.engine.server import Server, wait_for
+from tests.engine.helpers.server import Server, wait_for
 
 PATIENCE = 120.0
 WALL_CLOCKS = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "today")}

@@ -7,7 +7,7 @@ import pytest
 
 from headkv_vllm.engine.metrics.definitions import SKIPPED_REQUESTS
 from headkv_vllm.needle.paths import checkpoint_path
-from tests.engine.server import Server, wait_for
+from tests.engine.helpers.server import Server, wait_for
 from tests.server.test_metrics import GAUGES, HEADKV, MODEL, ask, counters, expected, growth
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -18,9 +18,9 @@ from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.needle.grading import grade
 from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import Sample, generate_samples
-from tests.engine import inside
 from tests.engine.conftest import COMMON
-from tests.engine.server import Server
+from tests.engine.helpers import inside
+from tests.engine.helpers.server import Server
 
 pytestmark = pytest.mark.engine
 

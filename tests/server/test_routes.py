@@ -20,7 +20,7 @@ from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 from headkv_vllm.resources import scores_dir
 from headkv_vllm.server.plan_request import BASE_BYTES, BYTES_PER_TOKEN
-from tests.engine.server import wait_for
+from tests.engine.helpers.server import wait_for
 from tests.server.guarded_server import BLOCK_SIZE, KEY, MAX_MODEL_LEN, SETTINGS, GuardedServer
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configures an engine as on a GPU that is not there.
 
-A program of its own, `python -m tests.engine.gpu_configuration cuda`, or `rocm`, because vLLM knows
-one platform only. Reads the GPU's compute capability and the engine's arguments as JSON from
+`python -m tests.engine.helpers.gpu_configuration cuda`, or `rocm`, is a program of its own, because
+vLLM knows one platform only. Reads the GPU's compute capability and the engine's arguments as JSON from
 standard input, and writes what vLLM's platform, extended by ours, makes of them to the last line
 of standard output.
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """An engine on CPUs that serves by a backend for GPUs, whose kernels run in Triton's interpreter.
 
-A program of its own, `python -m tests.engine.gpu_backend_on_cpu triton v2`, because Triton must be
-told of that before anything imports it. The engine does what engines on GPUs do, by vLLM's model
+`python -m tests.engine.helpers.gpu_backend_on_cpu triton v2` is a program of its own, because
+Triton must know of its interpreter before anything imports Triton. The engine does what engines on GPUs do, by vLLM's model
 runner v1 or v2; see `gpu_runner_on_cpu`. With `flash_attn` in place of `triton` prompts are read by
 a plain stand-in for FlashAttention, which needs a GPU. With `cpu` the usual backend serves as
 usual, or with `cpu rounded` with entries that are rounded as an fp8 cache does.
@@ -19,7 +19,7 @@ from typing import Any
 BACKEND, MANNER = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
 os.environ |= {"TRITON_INTERPRET": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # which vLLM heeds more than what is asked
-from tests.engine import gpu_runner_on_cpu  # noqa: E402
+from tests.engine.helpers import gpu_runner_on_cpu  # noqa: E402
 
 if BACKEND != "cpu":
     assert MANNER is not None
@@ -35,9 +35,9 @@ from headkv_vllm.engine.names import FLASH_ATTN_BACKEND_PATH, TRITON_BACKEND_PAT
 from headkv_vllm.engine.platforms.cpu import HeadKVCpuPlatform  # noqa: E402
 from headkv_vllm.engine.platforms.gpu import HeadKVGpuPlatform  # noqa: E402
 from headkv_vllm.kernels import reference  # noqa: E402
-from tests.engine import recorded_graph, stepping  # noqa: E402
-from tests.engine.compiled_kernels import CompiledKernels  # noqa: E402
-from tests.engine.flash_attn_plain import flash_attn_varlen_func_plain  # noqa: E402
+from tests.engine.helpers import recorded_graph, stepping  # noqa: E402
+from tests.engine.helpers.compiled_kernels import CompiledKernels  # noqa: E402
+from tests.engine.helpers.flash_attn_plain import flash_attn_varlen_func_plain  # noqa: E402
 
 PATHS = {"triton": TRITON_BACKEND_PATH, "flash_attn": FLASH_ATTN_BACKEND_PATH}
 

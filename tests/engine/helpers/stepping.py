@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from tests.engine.inside import TokenIds, assert_pool_is_whole, check_integrity, pool, scheduler
+from tests.engine.helpers.inside import (
+    TokenIds,
+    assert_pool_is_whole,
+    check_integrity,
+    pool,
+    scheduler,
+)
 
 _numbers = count()
 _finished: dict[str, "Finished"] = {}

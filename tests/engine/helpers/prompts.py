@@ -5,7 +5,7 @@ import random
 
 from headkv_vllm.needle.tasks import Sample, Task, generate_samples
 from headkv_vllm.needle.vocabulary import BOS, SPECIAL_WORDS, TOKEN_IDS, WORDS
-from tests.engine.inside import TokenIds
+from tests.engine.helpers.inside import TokenIds
 
 
 def random_prompt(num_tokens: int, seed: int) -> TokenIds:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arrivals, aborts, resets and preemptions at random, in a pool too small for all.
 
-`python -m tests.engine.random_course --steps 100000` goes on for that long, and says what it did.
+`python -m tests.engine.helpers.random_course --steps 100000` runs that many steps and reports them.
 """
 
 import random
@@ -16,7 +16,7 @@ import typer
 from rich.progress import Progress
 
 from headkv_vllm.budgets.policies import POLICIES
-from tests.engine.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
+from tests.engine.helpers.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
 
 NUM_BLOCKS = 36
 PROMPT = [(7 * index + index // 5) % 128 for index in range(400)]
