@@ -2,12 +2,12 @@
 """An engine on CPUs that serves by a backend for GPUs, whose kernels run in Triton's interpreter.
 
 `python -m tests.engine.helpers.gpu_backend_on_cpu triton v2` is a program of its own, because
-Triton must know of its interpreter before anything imports Triton. The engine does what engines on GPUs do, by vLLM's model
-runner v1 or v2; see `gpu_runner_on_cpu`. With `flash_attn` in place of `triton` prompts are read by
-a plain stand-in for FlashAttention, which needs a GPU. With `cpu` the usual backend serves as
-usual, or with `cpu rounded` with entries that are rounded as an fp8 cache does.
-Reads what to ask as JSON from standard input, and writes what came of it to the last line of
-standard output.
+Triton must know of its interpreter before anything imports Triton. The engine does what engines on
+GPUs do, by vLLM's model runner v1 or v2; see `gpu_runner_on_cpu`. With `flash_attn` in place of
+`triton`, a plain stand-in for FlashAttention, which needs a GPU, reads the prompts. With `cpu` the
+CPU backend serves, and with `cpu rounded` it rounds entries as an fp8 cache does.
+The program reads its questions as JSON from standard input, and writes the answers to the last
+line of standard output.
 """
 
 import json

@@ -2,9 +2,9 @@
 """Configures an engine as on a GPU that is not there.
 
 `python -m tests.engine.helpers.gpu_configuration cuda`, or `rocm`, is a program of its own, because
-vLLM knows one platform only. Reads the GPU's compute capability and the engine's arguments as JSON from
-standard input, and writes what vLLM's platform, extended by ours, makes of them to the last line
-of standard output.
+vLLM knows one platform only. It reads the GPU's compute capability and the engine's arguments as
+JSON from standard input. It writes what vLLM's platform, extended by ours, makes of them to the
+last line of standard output.
 """
 
 import json
