@@ -36,6 +36,7 @@ def run(*arguments: str) -> list[list[tuple[str, int]]]:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 @pytest.mark.parametrize("is_real", [True, False], ids=["real model", "needle model"])
 def test_compressed_answers_are_right_and_hold_fewer_blocks(is_real: bool) -> None:
     questions = run(str(find_real_model())) if is_real else run("--needle")

@@ -17,7 +17,7 @@ from tests.engine.helpers import inside
 from tests.engine.helpers.inside import TokenIds
 from tests.engine.helpers.prompts import needle_prompt
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SETTINGS = {"budget": 128}
 PROMPTS = [needle_prompt(900 + 13 * seed, seed=seed) for seed in range(4)]

@@ -96,6 +96,7 @@ def test_a_request_holds_its_compressed_blocks_and_the_blocks_from_f_on(
     assert headkv.call(inside.pool) == EMPTY
 
 
+@pytest.mark.slow
 def test_four_times_as_many_requests_run_at_once(
     headkv: EngineProcess, stock: EngineProcess
 ) -> None:

@@ -106,6 +106,7 @@ def two_ranks() -> Iterator[Pair]:
             engine.stop()
 
 
+@pytest.mark.slow
 def test_two_tensor_parallel_ranks(two_ranks: Pair) -> None:
     two_ranks.ask(PROMPTS)
     again = two_ranks.ask(PROMPTS, chunk=CHUNK)

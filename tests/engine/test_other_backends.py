@@ -11,7 +11,7 @@ from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.needle.paths import checkpoint_path
 from tests.engine.helpers import inside
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ARGUMENTS = {
     "model": str(checkpoint_path()),

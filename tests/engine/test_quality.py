@@ -14,7 +14,7 @@ from headkv_vllm.resources import scores_dir
 from tests.engine.conftest import Engines
 from tests.engine.helpers import inside
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 SCORES = scores_dir() / "needle.json"
 BUDGET = 128

@@ -96,7 +96,13 @@ def prefills(reference: Reference) -> dict[int, Prefill]:
     return {length: reference.read(needle_prompt(length, seed=length)) for length in LENGTHS}
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=() if name in ("headkv", "adakv") else pytest.mark.slow)
+        for name, case in CASES.items()
+    ],
+)
 def test_tokens_and_logprobs_equal_the_reference(
     case: Case, engines: Engines, reference: Reference, prefills: dict[int, Prefill]
 ) -> None:

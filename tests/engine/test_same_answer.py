@@ -27,7 +27,13 @@ PROMPTS = [needle_prompt(length, seed=length) for length in LENGTHS]
 OTHERS = [random_prompt(length, seed=length) for length in (1, 30, 90, 257, 600, 1000, 1500, 3000)]
 
 
-@pytest.fixture(scope="module", params=SETTINGS.values(), ids=SETTINGS.keys())
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(SETTINGS["headkv"], id="headkv"),
+        pytest.param(SETTINGS["adakv"], id="adakv", marks=pytest.mark.slow),
+    ],
+)
 def engine(engines: Engines, request: pytest.FixtureRequest) -> EngineProcess:
     """One policy whose budgets the scores decide, and one where each prompt has a say."""
     return engines.headkv(request.param)
@@ -108,6 +114,7 @@ def test_sent_again(engine: EngineProcess, alone: list[TokenIds], chunk: int | N
     assert [answer.num_cached_tokens for answer in again] == expected
 
 
+@pytest.mark.slow
 def test_after_a_shorter_and_a_longer_prompt(engine: EngineProcess) -> None:
     """The window of the middle one lies in blocks that the longest one has cached."""
     longest = needle_prompt(1200, seed=3)
@@ -156,6 +163,7 @@ def test_preempted_in_decode(
     assert finish(engine, requests) == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [64, 256])
 def test_resumed_in_chunks(engine: EngineProcess, alone: list[TokenIds], chunk: int) -> None:
     """A chunk may then begin in the prompt and end among the generated tokens."""
@@ -196,6 +204,7 @@ def test_preempted_after_its_answer_was_cached_as_part_of_a_prompt(
     assert finish(engine, requests) == alone
 
 
+@pytest.mark.slow
 def test_preempted_by_a_full_pool(engine: EngineProcess) -> None:
     """vLLM preempts by itself: there is room for all prompts, but not for all they generate."""
     prompts = [needle_prompt(513, seed=seed) for seed in range(8)]

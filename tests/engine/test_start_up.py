@@ -15,7 +15,7 @@ from headkv_vllm.needle.tokenizer import build_tokenizer
 from headkv_vllm.resources import scores_dir
 from tests.engine.helpers.server import VLLM, Server
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
 HEADKV = ["--attention-backend", "headkv"]
 

@@ -58,6 +58,7 @@ def texts(llm: Any, prompts: list[str], max_tokens: int) -> list[str]:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_ranks_answer_from_their_own_head_blocks(engines: Engines) -> None:
     one = engines.headkv({"budget": BUDGET})

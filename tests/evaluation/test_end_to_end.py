@@ -30,7 +30,7 @@ from tests.engine.conftest import COMMON, ENVIRONMENT
 from tests.engine.helpers import inside
 from tests.interrupts import heed_interrupts
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
 N, TOKENS, BUDGET, RATIO = 4, 512, 128, 0.1
 TASKS = ("needle/single", "needle/multi-query")
