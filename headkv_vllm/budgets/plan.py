@@ -17,6 +17,8 @@ from headkv_vllm.errors import SettingsError, shown
 FloatArray = npt.NDArray[np.float64]
 MAX_TOKENS = 2**31 - 1
 """Positions are int32 in vLLM, and numbers of head blocks are int32 here."""
+BYTES_PER_ELEMENT = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4, "fp8": 1}
+"""By vLLM's names. "auto" is the model's dtype, which has 16 bits unless the user sets another."""
 
 
 class Plan(BaseModel):

@@ -9,8 +9,8 @@ All functions work on the KV heads of one or more layers at once, on a CPU or a 
 host waits for the device in `count_best` only.
 """
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,31 @@ from torch.nn import functional
 from headkv_vllm.budgets.allocation import largest_remainder
 from headkv_vllm.config import Settings
 
-Reduction = Literal["mean", "max"]
+QUERY_REDUCTIONS: Final[dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "mean": lambda attention: attention.mean(1),
+    "max": lambda attention: attention.amax(1),
+}
+"""By the names that `Settings.query_reduction` allows: functions of [heads, n, num_tokens].
+
+They return [heads, num_tokens]. n counts the window's queries of all query heads of a KV head.
+"""
+
+
+def max_pool(attention: torch.Tensor, kernel_size: int) -> torch.Tensor:
+    """The maximum of `kernel_size` neighbours. attention: [heads, num_tokens], as the result."""
+    return functional.max_pool1d(attention[None], kernel_size, 1, kernel_size // 2)[0]
+
+
+def avg_pool(attention: torch.Tensor, kernel_size: int) -> torch.Tensor:
+    """The mean of `kernel_size` neighbours. attention: [heads, num_tokens], as the result."""
+    return functional.avg_pool1d(attention[None], kernel_size, 1, kernel_size // 2)[0]
+
+
+POOLINGS: Final[dict[str, Callable[[torch.Tensor, int], torch.Tensor]]] = {
+    "max": max_pool,
+    "avg": avg_pool,
+}
+"""By the names that `Settings.pooling` allows: functions of (attention, kernel_size)."""
 
 
 def window_attention(
@@ -29,7 +53,7 @@ def window_attention(
     num_tokens: int,
     scale: torch.Tensor | float,
     logits_soft_cap: torch.Tensor | None = None,
-    reduction: Reduction = "mean",
+    reduction: str = "mean",
 ) -> torch.Tensor:
     """The attention of the observation window to every position, reduced to one value per KV head.
 
@@ -39,8 +63,9 @@ def window_attention(
         observation window included. Tiles avoid a copy of all keys. Keys after `num_tokens` are
         ignored.
     scale, logits_soft_cap: of the attention layers; numbers, or [heads, 1, 1] float32.
+    reduction: one of `QUERY_REDUCTIONS`.
     Returns [heads, num_tokens] float32: the softmax over all keys, causal inside the window, and
-        then the mean or the maximum over the window's queries and the KV head's query heads.
+        then reduced over the window's queries and the KV head's query heads.
     """
     window = query.shape[2]
     logits = _logits(query.flatten(1, 2), keys, num_tokens).mul_(scale)
@@ -51,7 +76,7 @@ def window_attention(
         future, float("-inf")
     )
     attention = logits.softmax(-1)
-    return attention.mean(1) if reduction == "mean" else attention.amax(1)
+    return QUERY_REDUCTIONS[reduction](attention)
 
 
 def _logits(query: torch.Tensor, keys: Iterable[torch.Tensor], num_tokens: int) -> torch.Tensor:
@@ -77,15 +102,10 @@ def pool(attention: torch.Tensor, settings: Settings) -> torch.Tensor:
     """Pool `attention` over neighbouring positions, so that heads keep runs of positions.
 
     attention: [heads, num_tokens] float32, >= 0.
-    Returns the same shape: the maximum or the mean over `settings.kernel_size` positions. Both
-    ends are padded with zeros.
+    Returns the same shape, pooled over `settings.kernel_size` positions. Both ends are padded with
+    zeros.
     """
-    padding = settings.kernel_size // 2
-    if settings.pooling == "max":
-        pooled = functional.max_pool1d(attention[None], settings.kernel_size, 1, padding)
-    else:
-        pooled = functional.avg_pool1d(attention[None], settings.kernel_size, 1, padding)
-    return pooled[0]
+    return POOLINGS[settings.pooling](attention, settings.kernel_size)
 
 
 def value_norms(value: torch.Tensor) -> torch.Tensor:

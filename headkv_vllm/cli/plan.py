@@ -2,19 +2,14 @@
 """`headkv plan FILE`: what every KV head keeps, for one model, one budget and one prompt length."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
+from headkv_vllm.budgets.plan import BYTES_PER_ELEMENT, Plan, make_plan
 from headkv_vllm.config import PolicyName
 from headkv_vllm.errors import SettingsError, shown
 from headkv_vllm.output.command_line import readable_errors
-
-if TYPE_CHECKING:
-    from headkv_vllm.budgets.plan import Plan
-
-BYTES_PER_ELEMENT = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4, "fp8": 1}
-"""By vLLM's names. "auto" is the model's dtype, which has 16 bits unless the user sets another."""
 
 
 def plan(
@@ -96,8 +91,7 @@ def _make_plan(
     block_size: int,
     kv_cache_dtype: str,
     tensor_parallel_size: int,
-) -> "Plan":
-    from headkv_vllm.budgets.plan import make_plan
+) -> Plan:
     from headkv_vllm.config import Settings
     from headkv_vllm.head_scores.file import read_score_file
     from headkv_vllm.head_scores.library import find_score_file
@@ -136,7 +130,7 @@ def _check_ranks(world_size: int, num_heads: int) -> None:
         )
 
 
-def _draw(plan: "Plan", file: str, path: Path) -> None:
+def _draw(plan: Plan, file: str, path: Path) -> None:
     import numpy as np
 
     from headkv_vllm.output.pictures import heat_map

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from headkv_vllm.cli.plan import BYTES_PER_ELEMENT
+from headkv_vllm.budgets.plan import BYTES_PER_ELEMENT
 from headkv_vllm.errors import SettingsError, shown
 from headkv_vllm.evaluation.asking import Answer, Asker, Asking
 from headkv_vllm.evaluation.cells import Cell

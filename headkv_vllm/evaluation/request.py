@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
 
-from headkv_vllm.cli.plan import BYTES_PER_ELEMENT
+from headkv_vllm.budgets.plan import BYTES_PER_ELEMENT
 from headkv_vllm.config import PolicyName, ScoredPolicy
 from headkv_vllm.errors import SettingsError, shown
 from headkv_vllm.evaluation.cells import FULL, GIVEN, Cell, Compression, compressions, grid

@@ -27,7 +27,7 @@ DATA = ("json", "yaml")
 """Languages of blocks that are loaded and not run: they need no mark."""
 
 _BLOCK = re.compile(
-    r"(?:^<!-- (?P<mark>.*?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
+    r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
 _MARK = re.compile(r"test: (the server|client|command|output)|run by: \S+|needs: .+")

@@ -2,6 +2,7 @@
 """What the pages say by name exists: metrics, settings, messages, features, links."""
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +14,17 @@ import vllm
 from prometheus_client.parser import text_string_to_metric_families
 
 import headkv_vllm
+from headkv_vllm.budgets.policies import POLICIES
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.compatibility import RULES
 from headkv_vllm.engine.metrics.definitions import METRICS
+from headkv_vllm.request_overrides import BUDGET, KEEP_RATIO, POLICY
 from tests.docs.blocks import GUIDES, PAGES, ROOT
 from tests.docs.conftest import START_TIMEOUT
 from tests.docs.serving import GuideServer
 
-USER_GUIDE = GUIDES[0]
+USER_GUIDE, SETTINGS = GUIDES[0], ROOT / "docs" / "settings.md"
+OVERRIDES = (BUDGET, KEEP_RATIO, POLICY)
 VLLM_SAYS = (
     "renderers/params.py",
     "v1/attention/backends/registry.py",
@@ -51,9 +55,25 @@ def test_the_user_guide_lists_all_our_metrics() -> None:
     assert set(METRICS) <= set(listed)
 
 
-def test_the_readme_lists_all_settings() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert sorted(rows) == sorted(Settings.model_fields)
+def test_the_settings_page_lists_all_settings_and_request_overrides() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", SETTINGS.read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted([*Settings.model_fields, *OVERRIDES])
+
+
+@pytest.mark.parametrize("page", [SETTINGS, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_a_page_gives_the_defaults_of_settings(page: Path) -> None:
+    shown = dict(re.findall(r"^\| `(\w+)` \| ([^|]*?) *\|", page.read_text(), re.MULTILINE))
+    defaults = Settings().model_dump()
+    settings = shown.keys() & defaults.keys()
+    assert settings
+    for name in settings:
+        value = "" if defaults[name] is None else json.dumps(defaults[name])
+        assert shown[name].strip("`") == value, name
+
+
+def test_the_settings_page_lists_all_policies() -> None:
+    rows = re.findall(r'^\| `"(\w+)"` \|', SETTINGS.read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(POLICIES)
 
 
 @pytest.mark.parametrize("feature", [rule.feature for rule in RULES])
@@ -93,7 +113,7 @@ def test_a_message_can_be_met(message: str, said: tuple[str, ...]) -> None:
 def refusals() -> set[str]:
     """How the longest fixed part begins of every message that is raised while a server runs."""
     folder = Path(headkv_vllm.__file__).parent
-    files = [folder / name for name in ("config.py", "request_arguments.py")]
+    files = [folder / name for name in ("config.py", "request_overrides.py")]
     files += [*(folder / "engine").rglob("*.py"), *(folder / "server").rglob("*.py")]
     raised = (
         node

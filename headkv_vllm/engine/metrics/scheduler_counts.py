@@ -2,8 +2,9 @@
 """What one engine counts for `/metrics`, in the scheduler's process."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -18,6 +19,24 @@ from headkv_vllm.engine.metrics.worker_counts import WorkerCounts
 Rows = Mapping[str, Sequence[KVCacheBlock]]
 """Each request's row, `headkv_vllm.cache.block_row`; empty where it holds nothing yet."""
 Budgets = Mapping[str, RequestBudget]
+
+COMPRESSED_PROMPT_COUNTS: Final[dict[metrics.Metric, Callable[[RequestBudget, int], int]]] = {
+    metrics.COMPRESSED_REQUESTS: lambda budget, block_size: 1,
+    metrics.PROMPT_TOKENS: lambda budget, block_size: budget.num_prompt_tokens,
+    metrics.KEPT_TOKENS: lambda budget, block_size: (
+        budget.num_prompt_tokens
+        - (budget.num_full_blocks - budget.num_compressed_blocks) * block_size
+    ),
+}
+"""What a compressed prompt adds to each counter: functions of (budget, block_size)."""
+
+
+def prompt_counts(budget: RequestBudget, block_size: int) -> dict[str, int]:
+    """What a prompt that has been computed adds to the counters, by the keys of `message`."""
+    if not budget.compressed:
+        return {f"{metrics.SKIPPED_REQUESTS.name}/{budget.skip_reason}": 1}
+    counts = COMPRESSED_PROMPT_COUNTS.items()
+    return {metric.name: count(budget, block_size) for metric, count in counts}
 
 
 @dataclass(frozen=True)
@@ -75,7 +94,7 @@ class SchedulerCounts:
             budget = self._manager.budgets[request_id]
             if requests[request_id].num_computed_tokens >= budget.num_prompt_tokens:
                 self._counted.add(request_id)
-                self._prompts.update(self._counts(budget))
+                self._prompts.update(prompt_counts(budget, self._manager.block_size))
 
     def forget(self, request_id: str) -> None:
         """The request has ended."""
@@ -95,17 +114,6 @@ class SchedulerCounts:
         assert self._counted <= self._manager.budgets.keys()
         rows, budgets = self._manager.req_to_blocks, self._manager.budgets
         assert occupancy(rows, budgets) == _counted_plainly(rows, budgets)
-
-    def _counts(self, budget: RequestBudget) -> dict[str, int]:
-        if not budget.compressed:
-            return {f"{metrics.SKIPPED_REQUESTS.name}/{budget.skip_reason}": 1}
-        num_blocks_less = budget.num_full_blocks - budget.num_compressed_blocks
-        num_tokens_less = num_blocks_less * self._manager.block_size
-        return {
-            metrics.COMPRESSED_REQUESTS.name: 1,
-            metrics.PROMPT_TOKENS.name: budget.num_prompt_tokens,
-            metrics.KEPT_TOKENS.name: budget.num_prompt_tokens - num_tokens_less,
-        }
 
     def _counters(self) -> dict[str, int]:
         return {
