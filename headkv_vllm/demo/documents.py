@@ -12,12 +12,13 @@ from headkv_vllm.resources import configs_dir
 
 DOCUMENT: Final = Path(__file__).with_name("document.txt")
 QUESTIONS: Final = {
-    "Who is the captain of the ferry?": "Odette Farrow",
-    "Who is the keeper of the lighthouse?": "Wilhelmina Stroud",
-    "What are the names of the three wind turbines?": "Agnes, Bertram and Clove",
-    "Who is the harbour master?": "Lucille Tregarth",
+    "At what time does the ferry leave in the morning?": "7:40",
+    "How many rooms does the Lantern House have?": "17",
+    "How many children does the school have?": "23",
+    "In which year was the church bell found?": "1956",
 }
 """With what each answer must hold. The page states it; no model can know it."""
+ASKED: Final = "Use the text above to answer this question: "
 NEEDLES: Final[tuple[tuple[Task, int], ...]] = (
     ("multi-key", 1024),
     ("multi-query", 1024),
@@ -32,15 +33,16 @@ def page_questions() -> tuple[Question, ...]:
     """Questions on the page, in chat format. All of them begin with the same text."""
     page = DOCUMENT.read_text()
     return tuple(
-        Question(text, expected, f"{page}\n{text}", max_tokens=32, chat=True)
+        Question(text, expected, f"{page}\n{ASKED}{text}", max_tokens=32, chat=True)
         for text, expected in QUESTIONS.items()
     )
 
 
 def page_server(model: str) -> list[str]:
     """What `headkv serve` is started with for a language model."""
-    arguments = [model, "--block-size", str(BLOCK_SIZE), "--max-model-len", "4096"]
-    return [*arguments, "--enforce-eager", "--enable-prompt-tokens-details"]
+    arguments = [model, "--dtype", "float32", "--max-model-len", "4096"]
+    arguments += ["--block-size", str(BLOCK_SIZE), "--enforce-eager"]
+    return [*arguments, "--enable-prompt-tokens-details"]
 
 
 def needle_questions() -> tuple[Question, ...]:

@@ -32,17 +32,18 @@ def test_heads_of_a_rank(num_kv_heads: int, world_size: int, expected: list[list
     assert [worker_kv_heads(num_kv_heads, rank, world_size) for rank in ranks] == expected
 
 
-def dealt_out(llm: Any) -> list[list[tuple[int, list[list[int]]]]]:
+def allocations(llm: Any) -> list[list[tuple[int, list[list[int]]]]]:
     """For each worker, K and n[L, H] of every length of prompt that it has compressed."""
-    return list(llm.collective_rpc(_dealt_out_here))
+    return list(llm.collective_rpc(_allocations_of_worker))
 
 
-def _dealt_out_here(worker: Any) -> list[tuple[int, list[list[int]]]]:
+def _allocations_of_worker(worker: Any) -> list[tuple[int, list[list[int]]]]:
     ((group,),) = worker.model_runner.attn_groups
     builder = group.get_metadata_builder()
     builder._planner.check_integrity()
-    builder._allotments.check_integrity()
-    return [(k, dealt.tolist()) for (_, k, _), dealt in builder._allotments._kept.items()]
+    static = builder._layers.static
+    static.check_integrity()
+    return [(k, allocation.tolist()) for (_, k, _), allocation in static._results.items()]
 
 
 def part_right(engine: EngineProcess) -> float:
@@ -71,11 +72,11 @@ def test_two_ranks_answer_from_their_own_head_blocks(engines: Engines) -> None:
     )
     try:
         assert part_right(one) >= 0.9
-        # A rank has only its own head blocks to deal out, half of them here. The model retrieves
+        # A rank allocates only its own head blocks, half of them here. The model retrieves
         # with one head, which gets with twice the budget what it has in one process.
         assert part_right(two) >= 0.9
-        (whole,) = one.call(dealt_out)
-        first, second = two.call(dealt_out)
+        (whole,) = one.call(allocations)
+        first, second = two.call(allocations)
     finally:
         two.stop()
     for rank, num_kv_heads, budget in (
@@ -83,8 +84,8 @@ def test_two_ranks_answer_from_their_own_head_blocks(engines: Engines) -> None:
         (first, 2, 2 * BUDGET),
         (second, 2, 2 * BUDGET),
     ):
-        ((k, dealt),) = rank
+        ((k, allocation),) = rank
         assert k == (budget - 8) // 16
-        assert [len(layer) for layer in dealt] == [num_kv_heads] * 4
-        assert sum(map(sum, dealt)) == k * 4 * num_kv_heads
+        assert [len(layer) for layer in allocation] == [num_kv_heads] * 4
+        assert sum(map(sum, allocation)) == k * 4 * num_kv_heads
     assert first != second

@@ -145,10 +145,10 @@ class Reference:
                 self._position_scores(prefill, layer, head, num_candidates, how)
                 for head in range(self.num_kv_heads)
             ]
-            dealt = num_head_blocks[layer]
+            allocated = num_head_blocks[layer]
             if how.policy in ("adakv", "headkv_ada"):
-                dealt = split(wanted, sum(dealt), how.block_size)
-            for head, number in enumerate(dealt):
+                allocated = split(wanted, sum(allocated), how.block_size)
+            for head, number in enumerate(allocated):
                 # The best one first, and the earlier of two equal ones.
                 ranked = sorted(range(num_candidates), key=[-s for s in wanted[head]].__getitem__)
                 visible[layer, head, ranked[: number * how.block_size]] = True
@@ -183,8 +183,8 @@ def deal(scores: Scores, num_prompt_tokens: int, how: Compression) -> list[list[
         return None
     num_heads, width = len(scores) * len(scores[0]), len(scores[0])
     wanted = shares(scores, mean, how)
-    dealt = round_shares(level(wanted, mean * num_heads, most), mean * num_heads)
-    return [dealt[start : start + width] for start in range(0, num_heads, width)]
+    allocated = round_shares(level(wanted, mean * num_heads, most), mean * num_heads)
+    return [allocated[start : start + width] for start in range(0, num_heads, width)]
 
 
 def shares(scores: Scores, mean: int, how: Compression) -> list[float]:
