@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asks a real server each question with more and less of the prompt kept, and shows the answers."""
 
+import re
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,10 @@ class Question:
     max_tokens: int
     chat: bool
 
+    def is_answered_by(self, text: str) -> bool:
+        """Whether `expected` stands in `text` as whole words, in any case."""
+        return bool(re.search(rf"\b{re.escape(self.expected)}\b", text, re.IGNORECASE))
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -69,7 +74,7 @@ def ask_all(arguments: Sequence[str], questions: Sequence[Question], console: Co
             console.print(f"\n[bold]{question.text}[/bold]", highlight=False)
             for kept, xargs in KEPT.items():
                 answer = _ask(client, server, question, xargs)
-                is_right = question.expected.lower() in answer.text.lower()
+                is_right = question.is_answered_by(answer.text)
                 num_right += is_right and _is_compressed(xargs)
                 _show(console, kept, answer, mib_per_block, is_right)
     total = len(questions) * sum(map(_is_compressed, KEPT.values()))
