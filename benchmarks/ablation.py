@@ -7,6 +7,8 @@ right. Prompts that the whole cache answers wrongly are left out. An engine answ
 slower: it needs a start for each variant.
 """
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ from headkv_vllm.head_scores.folding import fold_query_heads
 from headkv_vllm.scoring.answer_pass import ReadPrompt
 from headkv_vllm.scoring.attention_scores import FullAttention
 from headkv_vllm.scoring.checkpoint import Checkpoint, load_checkpoint
+from headkv_vllm.scoring.methods import METHODS
 
 CHAT: Final = "chat/"
 """What the name of a task begins with when it is asked in the model's chat format."""
@@ -36,6 +39,7 @@ TASKS: Final = (
     *("ruler/niah_single_2", "ruler/niah_multikey_1", "ruler/niah_multivalue"),
     *("chat/ruler/niah_multikey_1", "chat/town/qa"),
 )
+SCORES: Final = Path(__file__).parents[1] / ".cache" / "score-methods"
 KEPT: Final = (0.25, 0.125, 0.0625)
 """Parts of the prompt."""
 MAX_ANSWER: Final = 48
@@ -88,7 +92,6 @@ VARIANTS: Final = tuple(_variants())
 
 def main(
     model: Annotated[Path, typer.Argument(help="The checkpoint's folder: scripts/real-model.")],
-    scores: Annotated[list[str], typer.Option(help="NAME=FILE; grad=FILE is the default.")],
     prompts: Annotated[int, typer.Option(min=1, help="Of each task.")] = 12,
     tokens: Annotated[int, typer.Option(min=256, help="Of each prompt.")] = 1024,
     task: Annotated[list[str], typer.Option(help="chat/NAME asks in a chat.")] = [*TASKS],  # noqa: B006
@@ -101,7 +104,7 @@ def main(
         torch.set_num_threads(threads)
     comparison = Comparison(
         load_checkpoint(str(model), dtype="float32"),
-        read_scores(dict(text.split("=", 1) for text in scores)),
+        read_scores(score_files(model)),
         VARIANTS,
     )
     answers: list[Answer] = []
@@ -191,11 +194,22 @@ class Comparison:
         return len(tokenizer.encode(chat.rpartition(message)[2], add_special_tokens=False))
 
 
-def read_scores(files: Mapping[str, str]) -> dict[str, FloatArray]:
+def score_files(model: Path) -> dict[str, Path]:
+    """A score file for each method of `headkv score`; makes those that are not there."""
+    SCORES.mkdir(parents=True, exist_ok=True)
+    files = {method: SCORES / f"{method}.json" for method in METHODS}
+    for method, file in files.items():
+        if not file.exists():
+            command = [str(Path(sys.executable).with_name("headkv")), "score", str(model)]
+            subprocess.run([*command, "--method", method, "--out", str(file)], check=True)
+    return files
+
+
+def read_scores(files: Mapping[str, Path]) -> dict[str, FloatArray]:
     """Scores of KV heads [L, H] with a sum of 1, by name; grad+r2 is the mean of the two."""
     found = {}
     for name, path in files.items():
-        file = read_score_file(Path(path))
+        file = read_score_file(path)
         folded = fold_query_heads(file.values, file.model.identity.num_kv_heads, "mean")
         found[name] = folded / folded.sum()
     return {**found, "grad+r2": (found["grad"] + found["r2"]) / 2}
