@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vLLM knows us by. Imports nothing, so that every part of the plugin may import it."""
 
+PLUGIN_NAME = "headkv"
+"""Of our entry points."""
 BACKEND_NAME = "HEADKV"
 CPU_BACKEND_PATH = "headkv_vllm.engine.attention.cpu.HeadKVCpuBackend"
 TRITON_BACKEND_PATH = "headkv_vllm.engine.attention.triton.HeadKVTritonBackend"

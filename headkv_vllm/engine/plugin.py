@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vLLM calls through our entry points. Nothing here imports vLLM before it is called."""
 
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from headkv_vllm.engine.names import BACKEND_NAME, PLATFORM_PATHS
+from headkv_vllm.engine.names import BACKEND_NAME, PLATFORM_PATHS, PLUGIN_NAME
 
 
 def register() -> None:
@@ -31,14 +33,40 @@ def register() -> None:
 def platform() -> str | None:
     """`vllm.platform_plugins`: the path of ours that extends the platform vLLM would take.
 
-    None where we extend no such platform, or vLLM would take none.
+    None where we extend no such platform, or vLLM would take none. None, too, where another plugin
+    has a platform for this machine: vLLM refuses to start with two.
     """
     from vllm.platforms import builtin_platform_plugins
 
+    if other := _other_platform():
+        from headkv_vllm.engine.logger import logger
+
+        logger.warning(
+            "HeadKV: the plugin %s brings the platform, so --attention-backend headkv is not "
+            "available; VLLM_PLUGINS=%s leaves the other plugin out",
+            other,
+            PLUGIN_NAME,
+        )
+        return None
     found = [_detected(plugin) for plugin in builtin_platform_plugins.values()]
     detected = [path for path in found if path is not None]
     # Where vLLM finds two it says so and ends, which we leave to it.
     return PLATFORM_PATHS.get(detected[0]) if len(detected) == 1 else None
+
+
+def _other_platform() -> str | None:
+    """The name of another platform plugin that vLLM would load, and that finds its hardware."""
+    from vllm import envs
+
+    for entry in entry_points(group="vllm.platform_plugins"):
+        allowed = envs.VLLM_PLUGINS is None or entry.name in envs.VLLM_PLUGINS
+        if allowed and entry.name != PLUGIN_NAME and _detected(partial(_call, entry)):
+            return entry.name
+    return None
+
+
+def _call(entry: EntryPoint) -> Any:
+    return entry.load()()
 
 
 def restore_backend() -> Any:

@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 
 import pytest
 import torch
+from vllm import envs
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import builtin_platform_plugins, current_platform
 from vllm.platforms.cpu import CpuPlatform
@@ -160,6 +161,31 @@ def test_other_platforms_are_left_alone(found, monkeypatch):
     for name in builtin_platform_plugins:
         monkeypatch.setitem(builtin_platform_plugins, name, partial(found.get, name))
     assert plugin.platform() is None
+
+
+class OtherPlugin:
+    """An entry point of a platform for hardware that is here, or not."""
+
+    name = "other"
+
+    def __init__(self, path):
+        self.load = lambda: lambda: path
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed", "is_ours"),
+    [
+        ("other.Platform", None, False),
+        ("other.Platform", ["headkv"], True),
+        (None, None, True),
+    ],
+    ids=["another platform", "left out by VLLM_PLUGINS", "other hardware"],
+)
+def test_another_plugins_platform_goes_first(path, allowed, is_ours, monkeypatch):
+    """vLLM ends where two plugins bring a platform."""
+    monkeypatch.setattr(plugin, "entry_points", lambda group: [OtherPlugin(path)])
+    monkeypatch.setattr(envs, "VLLM_PLUGINS", allowed)
+    assert (plugin.platform() is not None) == is_ours
 
 
 def test_the_backend_is_chosen_when_it_is_asked_for(selector_config):
