@@ -143,6 +143,19 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(file), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_lines_are_short(page: Path) -> None:
+    """Except tables, code and pictures, which cannot be broken."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines = (line for line in prose.splitlines() if not line.startswith(("|", "![")))
+    assert [line for line in lines if len(line) > 100] == []
+
+
+@pytest.mark.parametrize(("page", "most"), [("README.md", 120), ("docs/architecture.md", 200)])
+def test_a_page_stays_short(page: str, most: int) -> None:
+    assert len((ROOT / page).read_text().splitlines()) <= most
+
+
 def anchors(page: Path) -> set[str]:
     """What links to a page's headings end with."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)

@@ -20,6 +20,6 @@ class HeadKVGpuPlatform(HeadKVPlatform):
     headkv_block_size = GPU_BLOCK_SIZE
     headkv_limits: ClassVar[Limits] = Limits(min_window=2, max_window_queries=256, max_drafts=6)
     headkv_caution = (
-        "experimental on GPUs: its kernels have run in Triton's interpreter alone. In a clone, "
-        "scripts/gpu-check tells whether they are right on this one"
+        "experimental on GPUs: it was checked on one H100. In a clone, scripts/gpu-check tells "
+        "whether its kernels and answers are right on this GPU"
     )
