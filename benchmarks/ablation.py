@@ -21,7 +21,7 @@ import torch
 import typer
 from transformers import DynamicCache
 
-from benchmarks.harness.command import Out, command_line
+from benchmarks.harness.report import Out, command_line
 from benchmarks.harness.report import RESULTS, Report
 from headkv_vllm.budgets.adaptive import split_layer
 from headkv_vllm.budgets.allocation import Bounds, allocate_head_blocks
@@ -38,9 +38,9 @@ from headkv_vllm.cache.selection import (
 from headkv_vllm.config import Settings
 from headkv_vllm.evaluation.metrics import METRICS
 from headkv_vllm.evaluation.prompts import Prompt, PromptFormat
-from headkv_vllm.evaluation.registry import find_task
+from headkv_vllm.evaluation.tasks import find_task
 from headkv_vllm.head_scores.file import read_score_file
-from headkv_vllm.head_scores.folding import fold_query_heads
+from headkv_vllm.head_scores.scores import fold_query_heads
 from headkv_vllm.scoring.answer_pass import ReadPrompt
 from headkv_vllm.scoring.attention_rows import row_logits, weighted_values
 from headkv_vllm.scoring.attention_scores import FullAttention

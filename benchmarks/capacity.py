@@ -8,9 +8,8 @@ from typing import Annotated, Any, Final
 import typer
 
 from benchmarks.harness import stepping
-from benchmarks.harness.command import Out, Quick, command_line
 from benchmarks.harness.pictures import lines
-from benchmarks.harness.report import RESULTS, Bar, Report
+from benchmarks.harness.report import RESULTS, Bar, Out, Quick, Report, command_line
 from benchmarks.harness.sides import BLOCK_SIZE, Side, SideName, sides
 
 QUESTION: Final = "How many requests decode at once in one KV pool?"
@@ -119,10 +118,10 @@ def report(load: Load, counts: dict[SideName, Counts], command: str) -> Report:
     """The page."""
     note = (
         f"{load.num_requests} requests of {load.prompt_tokens:,} tokens, no two prompts alike, "
-        f"{load.max_tokens} tokens generated; headkv keeps {load.keep_ratio:.3g} of each prompt. The "
-        f"pool has {load.num_blocks:,} blocks of {BLOCK_SIZE} tokens on both sides: stock's room "
-        f"for {load.pool_requests} requests that generate {2 * BLOCK_SIZE} tokens. A step computes "
-        "at most one whole prompt, so decode grows by one request a step until the pool is full."
+        f"{load.max_tokens} tokens generated; headkv keeps {load.keep_ratio:.3g} of each prompt. "
+        f"The pool has {load.num_blocks:,} blocks of {BLOCK_SIZE} tokens on both sides: room "
+        f"for {load.pool_requests} requests of stock vLLM with {2 * BLOCK_SIZE} generated tokens. "
+        "A step computes at most one prompt, so one request is added per step until the pool is full."
     )
     rows = [row(name, counts[name]) for name in SIDES]
     measured = bars(counts["headkv"], counts["stock"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.harness.engine_process import EngineProcess
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.resources import scores_dir
 from tests.engine import inside, stepping
 from tests.engine.conftest import Engines

@@ -9,10 +9,10 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tests.head_scores.foreign_files import TINY, npy, reference_document, written
 
 from headkv_vllm.errors import ScoreFileError
 from headkv_vllm.head_scores.importers import find_importer
+from tests.head_scores.foreign_files import TINY, npy, reference_document, written
 
 SUFFIXES = [("reference", ".json"), ("duo-attention", ".tsv"), ("kvzip", ".npy")]
 SUFFIXES += [("kvzip", ".safetensors")]
