@@ -18,20 +18,19 @@ from typing import Annotated, Any, Final
 
 import torch
 import typer
+from headkv_vllm.scoring.methods import METHODS
 
-from benchmarks.harness.command import Out, command_line
-from benchmarks.harness.report import RESULTS, Report
+from benchmarks.harness.report import RESULTS, Out, Report, command_line
 from benchmarks.kept_answers import FloatArray, KeptAttention, ReadWindow
 from headkv_vllm.config import Settings
 from headkv_vllm.evaluation.metrics import METRICS
 from headkv_vllm.evaluation.prompts import Prompt, PromptFormat
-from headkv_vllm.evaluation.registry import find_task
+from headkv_vllm.evaluation.tasks import find_task
 from headkv_vllm.head_scores.file import read_score_file
-from headkv_vllm.head_scores.folding import fold_query_heads
+from headkv_vllm.head_scores.scores import fold_query_heads
 from headkv_vllm.scoring.answer_pass import ReadPrompt
 from headkv_vllm.scoring.attention_scores import FullAttention
 from headkv_vllm.scoring.checkpoint import Checkpoint, load_checkpoint
-from headkv_vllm.scoring.methods import METHODS
 
 CHAT: Final = "chat/"
 """What the name of a task begins with when it is asked in the model's chat format."""

@@ -8,9 +8,8 @@ from typing import Annotated, Any, Final
 import typer
 
 from benchmarks.harness import stepping
-from benchmarks.harness.command import Out, Quick, command_line
 from benchmarks.harness.pictures import lines
-from benchmarks.harness.report import RESULTS, Bar, Report
+from benchmarks.harness.report import RESULTS, Bar, Out, Quick, Report, command_line
 from benchmarks.harness.sides import BLOCK_SIZE, Side, SideName, sides
 
 QUESTION: Final = "How many requests decode at once in one KV pool?"

@@ -15,19 +15,18 @@ from typing import Annotated, Any, Final
 import typer
 from rich.progress import track
 
-from benchmarks.harness.command import Out, command_line
-from benchmarks.harness.report import RESULTS, Report
+from benchmarks.harness.report import RESULTS, Out, Report, command_line
 from benchmarks.harness.rounded_entries import round_what_is_written
-from headkv_vllm.evaluation.intervals import Interval, bootstrap_interval
+from headkv_vllm.evaluation.summary import Interval, bootstrap_interval
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.needle.grading import grade
-from headkv_vllm.needle.paths import checkpoint_path
-from headkv_vllm.needle.tasks import TASKS, Sample, Task, generate_samples
+from headkv_vllm.needle.tasks import TASKS, NeedleSample, NeedleTaskName, generate_samples
 
 SEED: Final = 47
 SPARE_TOKENS: Final = 4
 """Room after the answer, so that an answer that goes on is seen to."""
 NAMES: Final = {False: "bfloat16", True: "e4m3"}
-Scores = dict[tuple[Task, int], list[float]]
+Scores = dict[tuple[NeedleTaskName, int], list[float]]
 """Of each prompt, by task and budget: the share of its questions that are answered."""
 
 
@@ -68,7 +67,7 @@ NOTE: Final = (
 
 
 def row(
-    task: Task, budget: int, plain: Sequence[float], rounded: Sequence[float]
+    task: NeedleTaskName, budget: int, plain: Sequence[float], rounded: Sequence[float]
 ) -> dict[str, Any]:
     differences = [ours - theirs for ours, theirs in zip(rounded, plain, strict=True)]
     return {
@@ -81,13 +80,17 @@ def row(
     }
 
 
-def in_a_process(drawn: dict[Task, list[Sample]], budgets: Sequence[int], rounds: bool) -> Scores:
+def in_a_process(
+    drawn: dict[NeedleTaskName, list[NeedleSample]], budgets: Sequence[int], rounds: bool
+) -> Scores:
     """One side, in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
         return executor.submit(scores_of, drawn, budgets, rounds).result()
 
 
-def scores_of(drawn: dict[Task, list[Sample]], budgets: Sequence[int], rounds: bool) -> Scores:
+def scores_of(
+    drawn: dict[NeedleTaskName, list[NeedleSample]], budgets: Sequence[int], rounds: bool
+) -> Scores:
     """The scores that an engine gets. rounds: whether it holds e4m3 numbers."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM
@@ -111,7 +114,7 @@ def scores_of(drawn: dict[Task, list[Sample]], budgets: Sequence[int], rounds: b
     }
 
 
-def ask(llm: Any, samples: Sequence[Sample], budget: int) -> list[float]:
+def ask(llm: Any, samples: Sequence[NeedleSample], budget: int) -> list[float]:
     from vllm import SamplingParams
 
     tokenizer = llm.get_tokenizer()

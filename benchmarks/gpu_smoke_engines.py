@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from headkv_vllm.engine.metrics.worker_counts import worker_counts
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.needle.grading import grade
-from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 
 NUM_PROMPTS, PROMPT_TOKENS, ANSWER_TOKENS, BUDGET = 20, 1024, 32, 128

@@ -9,9 +9,7 @@ import typer
 from rich.progress import track
 
 from benchmarks.harness import stepping
-from benchmarks.harness.command import Out, Quick, command_line
-from benchmarks.harness.pairs import Pairs
-from benchmarks.harness.report import RESULTS, Bar, Report
+from benchmarks.harness.report import RESULTS, Bar, Out, Pairs, Quick, Report, command_line
 from benchmarks.harness.sides import BLOCK_SIZE, Side, SideName, sides
 
 SIDES: tuple[SideName, ...] = ("off", "headkv", "stock")

@@ -15,10 +15,8 @@ import typer
 from rich.progress import track
 
 from benchmarks.harness import compressing, stepping
-from benchmarks.harness.command import Out, Quick, command_line
-from benchmarks.harness.pairs import Pairs
 from benchmarks.harness.pictures import grouped_bars
-from benchmarks.harness.report import RESULTS, Bar, Report
+from benchmarks.harness.report import RESULTS, Bar, Out, Pairs, Quick, Report, command_line
 from benchmarks.harness.shapes import SHAPES
 from benchmarks.harness.sides import BLOCK_SIZE, Side, SideName, sides
 

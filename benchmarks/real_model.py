@@ -20,7 +20,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from benchmarks.harness.command import command_line
+from benchmarks.harness.report import command_line
 from benchmarks.kvpress.environment import ROOT
 from benchmarks.kvpress.results import Run
 from headkv_vllm.errors import HeadKVError
@@ -28,7 +28,8 @@ from headkv_vllm.evaluation.cells import FULL
 from headkv_vllm.evaluation.plots import draw_accuracy, save_figure
 from headkv_vllm.evaluation.report import table
 from headkv_vllm.evaluation.results import Result
-from headkv_vllm.evaluation.summary import Row, summarise
+from headkv_vllm.evaluation.summary import SummaryRow as Row
+from headkv_vllm.evaluation.summary import summarise
 from headkv_vllm.output.command_line import readable_errors
 
 PARTS: Final = {

@@ -9,10 +9,9 @@ import typer
 from rich.progress import track
 
 from benchmarks.harness import parts_of_step, stepping
-from benchmarks.harness.command import Out, Quick, command_line
 from benchmarks.harness.components import Compressing, Planning
 from benchmarks.harness.pictures import lines
-from benchmarks.harness.report import RESULTS, Bar, Report
+from benchmarks.harness.report import RESULTS, Bar, Out, Quick, Report, command_line
 from benchmarks.harness.sides import BLOCK_SIZE, SideName, sides
 
 NAMES: tuple[SideName, ...] = ("headkv", "twin", "stock")

@@ -17,10 +17,10 @@ import torch
 import typer
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.scoring.attention_rows import ATTENTION
+from headkv_vllm.scoring.attention_scores import METHODS, Method
 from headkv_vllm.scoring.measuring import measure
-from headkv_vllm.scoring.methods import METHODS, Method
 from headkv_vllm.scoring.prompts import PromptTokens
 from headkv_vllm.scoring.request import parse_method
 

@@ -24,13 +24,12 @@ import typer
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from benchmarks.harness.command import Out, Quick, command_line
 from benchmarks.harness.pictures import lines
-from benchmarks.harness.report import RESULTS, Bar, Report
+from benchmarks.harness.report import RESULTS, Bar, Out, Quick, Report, command_line
 from benchmarks.harness.sides import ENVIRONMENT
-from benchmarks.harness.traffic import Client, Tally, answers_alone, draw_questions, soak
+from benchmarks.harness.traffic import Tally, TrafficClient, answers_alone, draw_questions, soak
 from headkv_vllm.engine.metrics.definitions import ALLOCATION_CACHE_SIZE, METRICS
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.server.process import ServerProcess
 
 MODEL: Final = "needle"
@@ -135,7 +134,7 @@ def left_behind(url: str, seconds: float = 60) -> dict[str, float]:
 async def run(url: str, seconds: float, num_requests: int, num_questions: int, seed: int) -> Tally:
     """Ask everything alone, and then all at once until time or `num_requests` is over."""
     console = Console(stderr=True)
-    client = Client(url, MODEL)
+    client = TrafficClient(url, MODEL)
     questions = draw_questions(num_questions, seed)
     with console.status(f"{num_questions} questions, one by one"):
         expected = await answers_alone(client, questions)

@@ -7,8 +7,7 @@ import typer
 from rich.progress import track
 
 from benchmarks.harness import parts_of_step, stepping
-from benchmarks.harness.command import Out, Quick, command_line
-from benchmarks.harness.report import RESULTS, Report
+from benchmarks.harness.report import RESULTS, Out, Quick, Report, command_line
 from benchmarks.harness.sides import BLOCK_SIZE, SideName, sides
 
 NAMES: tuple[SideName, ...] = ("headkv", "twin")

@@ -9,9 +9,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from benchmarks.harness.command import Out, Quick, command_line
 from benchmarks.harness.pictures import lines
-from benchmarks.harness.report import RESULTS, Bar, Report
+from benchmarks.harness.report import RESULTS, Bar, Out, Quick, Report, command_line
 from benchmarks.harness.servers import Load, Outcome, Server, servers
 from benchmarks.harness.sides import BLOCK_SIZE, SideName
 

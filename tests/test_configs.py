@@ -23,7 +23,7 @@ from headkv_vllm.config import Settings
 from headkv_vllm.engine.platforms.platform import is_selected
 from headkv_vllm.engine.settings import read_settings
 from headkv_vllm.errors import HeadKVError
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.resources import configs_dir
 from tests.published_models import REFUSED, SERVED, Config
 

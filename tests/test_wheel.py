@@ -15,7 +15,7 @@ PROBE = """
 import json, os
 from pathlib import Path
 import headkv_vllm
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.resources import configs_dir, scores_dir
 from headkv_vllm.head_scores.identity import identify_checkpoint
 from headkv_vllm.head_scores.library import find_bundled

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of a step without an engine around them: planning it, and compressing a prompt."""
+"""Times parts of a step without an engine: planning the step, and compressing a prompt."""
 
 import time
 from statistics import median
@@ -18,7 +18,7 @@ from headkv_vllm.cache.row_allocations import RowAllocations
 from headkv_vllm.config import Settings
 
 POLICY_INDEX = 0
-"""headkv's place in the registry."""
+"""The index of headkv in the registry of policies."""
 
 
 class Planning:
@@ -45,12 +45,12 @@ class Planning:
             [self._row(index, num_prompt_tokens) for index in range(num_requests)],
             dtype=torch.int32,
         )
-        # Each request is somewhere else in its block, as requests that came one by one are.
+        # Each request has another position in its block, as requests of different times have.
         self._seq_lens = num_prompt_tokens + 1 + torch.arange(num_requests, dtype=torch.int32)
         self._starts = torch.arange(num_requests + 1, dtype=torch.int32)
 
     def seconds_per_step(self, num_steps: int = 200) -> float:
-        """The median time of planning a step, the requests growing by a token each time."""
+        """The median time of planning a step. The requests grow by one token per step."""
         return median(self._seconds(step) for step in range(num_steps))
 
     def _seconds(self, step: int) -> float:
@@ -68,7 +68,7 @@ class Planning:
 
 
 class Compressing:
-    """One layer of a worker whose cache holds a prompt, to be compressed over and over."""
+    """One layer of a worker with a prompt in its cache, which is compressed again and again."""
 
     def __init__(
         self,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions that run inside an engine's process and watch it compress; see `engine_process`."""
+"""Functions that run in an engine's process and measure compression; see `engine_process`."""
 
 import time
 from pathlib import Path
@@ -10,7 +10,10 @@ _rises: list[int] = []
 
 
 def watch(llm: Any, what: Literal["time", "memory"]) -> None:
-    """Watch every prompt's compression from now on; looking at memory takes time itself."""
+    """Measure the time or the memory of each prompt's compression from now on.
+
+    Measuring memory takes time itself, so the two are not measured together.
+    """
     from headkv_vllm.cache.compression import Compressor
 
     compress = getattr(Compressor.compress, "watched", Compressor.compress)
@@ -22,7 +25,7 @@ def watch(llm: Any, what: Literal["time", "memory"]) -> None:
         return kept
 
     def weighed(*arguments: Any) -> Any:
-        # Linux forgets the peak of resident memory when 5 is written here.
+        # Writing 5 resets the peak of resident memory on Linux.
         Path("/proc/self/clear_refs").write_text("5")
         before = _memory("VmRSS")
         kept = compress(*arguments)
@@ -37,7 +40,7 @@ def watch(llm: Any, what: Literal["time", "memory"]) -> None:
 
 
 def take(llm: Any) -> tuple[float, int]:
-    """Since the last call: the seconds, and the most bytes that resident memory rose by."""
+    """The seconds since the last call, and the maximum rise of resident memory in bytes."""
     taken = sum(_seconds), max(_rises, default=0)
     _seconds.clear()
     _rises.clear()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On this machine's GPU, or in Triton's interpreter: are the kernels right?"""
+"""Compares the kernels with their references, on this machine's GPU or in Triton's interpreter."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -32,7 +32,7 @@ SMALL: Final = Shape(2, 2, 3, 64, prompt_tokens=(300, 410), kept=4, generated=7)
 
 
 Check = tuple[str, float, float]
-"""What was compared, the largest difference, and the largest that may be."""
+"""The name of the check, the largest difference, and the largest allowed difference."""
 
 
 def checks(device: torch.device) -> list[Check]:
@@ -54,14 +54,14 @@ def decode_step(state: DeviceState) -> tuple[DeviceTokens, KVSplits]:
 
 
 def tokens_of(state: DeviceState) -> tuple[torch.Tensor, ...]:
-    """What `step_tokens` takes for that step, up to its buffers."""
+    """The arguments of `step_tokens` for that step, without its buffers."""
     stock = torch.zeros_like(state.seq_lens, dtype=torch.int64)
     step = (state.rows.rows, state.query_start_loc, state.seq_lens)
     return (*step, stock, 1, BLOCK_SIZE)  # type: ignore[return-value]
 
 
 def chunks_of(state: DeviceState) -> Chunks:
-    """Each request reads its whole prompt in this step."""
+    """A step that computes each request's whole prompt."""
     lengths = state.shape.prompt_tokens
     starts = [sum(lengths[:place]) for place in range(len(lengths) + 1)]
     device = state.seq_lens.device
@@ -71,7 +71,7 @@ def chunks_of(state: DeviceState) -> Chunks:
 
 
 def compressor_of(state: DeviceState) -> Compressor:
-    """Of all layers of the state."""
+    """The compressor of all layers of the state."""
     shape, device = state.shape, state.cache.device
     sizes = (shape.num_layers, shape.num_kv_heads, state.cache.dtype)
     scales = torch.full((shape.num_layers,), shape.head_size**-0.5, device=device)
@@ -106,7 +106,7 @@ class NoClock:
 
 
 def compress(compressor: Compressor, prompts: list[PromptCompression], query: torch.Tensor) -> None:
-    """All layers of a step's prompts. query: [num_tokens, num_heads, head_size], of each layer."""
+    """Compress a step's prompts in all layers. query: [num_tokens, num_heads, head_size]."""
     starts = torch.tensor([prompt.window_start for prompt in prompts], device=query.device)
     ignore = (lambda: prompts, lambda *_: None, NoClock())
     step = StepCompression(compressor, starts, *ignore)
@@ -155,9 +155,9 @@ def attention_checks(state: DeviceState) -> Iterator[Check]:
 
 
 def compression_checks(state: DeviceState) -> Iterator[Check]:
-    """On a CPU, of which the tests compare every part with a reference, and on this device.
+    """Compare compression on this device with the CPU's, which the tests compare with references.
 
-    Sums of another order may choose another of two positions that score almost the same.
+    Sums in another order may select another one of two positions with nearly equal scores.
     """
     query = state.queries(sum(state.shape.prompt_tokens))
     before, cpu = state.cache.clone(), torch.device("cpu")
@@ -173,7 +173,7 @@ def compression_checks(state: DeviceState) -> Iterator[Check]:
 
 
 def writing_checks(state: DeviceState, dtype: torch.dtype) -> Iterator[Check]:
-    """dtype: of the cache. Numbers are rounded alike on a GPU and in torch."""
+    """dtype: of the cache. A GPU and torch round numbers in the same way."""
     num_reqs, shape = len(state.seq_lens), state.shape
     key, value = state.queries(num_reqs)[:, : 2 * shape.num_kv_heads].split(shape.num_kv_heads, 1)
     _, slots = step_tokens(*tokens_of(state), state.buffers)
@@ -186,7 +186,7 @@ def writing_checks(state: DeviceState, dtype: torch.dtype) -> Iterator[Check]:
 
 
 def graph_check(state: DeviceState) -> Iterator[Check]:
-    """A captured step gives what it gives when launched, also after its requests have grown."""
+    """A captured graph gives the same result as a normal step, also after requests have grown."""
     query = state.queries(len(state.seq_lens))
     output = torch.empty_like(query)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compressed requests as kernels see them, with made-up entries, for a check without an engine."""
+"""Compressed requests with random entries, as kernels see them, for checks without an engine."""
 
 from dataclasses import dataclass
 
@@ -19,9 +19,9 @@ SETTINGS = Settings(budget=1024)
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a model and of what it serves: each request has a prompt of its own length.
+    """The shape of a model and its requests. prompt_tokens: the prompt length of each request.
 
-    generated: tokens that each request has generated so far. kept: blocks that its prompt became.
+    generated: tokens that each request has generated. kept: compressed blocks of each request.
     """
 
     num_layers: int
@@ -65,9 +65,9 @@ class DeviceState:
 def made_state(
     shape: Shape, device: torch.device, dtype: torch.dtype, is_even: bool = False
 ) -> DeviceState:
-    """is_even: all heads keep the same, where few heads keep most otherwise.
+    """is_even: all heads keep the same number of blocks. Otherwise few heads keep most blocks.
 
-    Every block of every request is its own, so that none is read from a cache of the GPU's.
+    Requests share no blocks, so that the GPU's caches do not help.
     """
     rng = np.random.default_rng(0)
     num_blocks = [-(-(t + shape.generated) // BLOCK_SIZE) for t in shape.prompt_tokens]

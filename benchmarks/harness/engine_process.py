@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real vLLM engine in a process of its own, whose inside a test can look into.
+"""A real vLLM engine in its own process, which runs functions for tests and benchmarks.
 
-The engine core runs inside that process, not in another one behind it, so that functions sent
-there see the scheduler and its pool. Each function takes the `LLM` first and must be importable.
+The engine core runs in that process too, so that these functions can read the scheduler and its
+pool. The first argument of each function is the `LLM`. Each function must be importable.
 """
 
 import multiprocessing
@@ -20,8 +20,8 @@ Environment = Mapping[str, str | None]
 class EngineProcess:
     """An engine with the arguments of `vllm.LLM`, and calls of functions inside it.
 
-    Several can start at once: only the first call, or `wait_until_ready`, waits for the engine.
-    environment: variables of its process; None takes one away. starts_at_once: if not, the process
+    Several engines can start at once: only the first call, or `wait_until_ready`, waits for one.
+    environment: variables of its process; None deletes one. starts_at_once: if false, the process
     imports vLLM and starts its engine at the first call.
     """
 
@@ -47,7 +47,7 @@ class EngineProcess:
             self._is_starting = True
 
     def wait_until_ready(self) -> None:
-        """Raises RuntimeError with the engine's traceback, and ends it, where it cannot start."""
+        """Raises RuntimeError with the engine's traceback if the engine cannot start."""
         if self._is_ready:
             return
         self._start()
@@ -101,7 +101,7 @@ def _serve(connection: Connection, environment: Environment, arguments: dict[str
 
 
 def _next_request(connection: Connection) -> Any:
-    """None where the engine is to end, or whoever asked it is gone."""
+    """The next request; None if the engine should end or the other process has ended."""
     try:
         return connection.recv()
     except EOFError:

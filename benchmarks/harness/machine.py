@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a benchmark ran on."""
+"""Describes the machine of a benchmark."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ import torch
 
 
 def describe_machine() -> dict[str, str]:
-    """The machine, and the versions of what was run on it."""
+    """The machine, and the versions of the installed packages."""
     return {
         "cpu": _field("/proc/cpuinfo", "model name") or platform.processor(),
         "cores": str(os.cpu_count()),
@@ -32,7 +32,7 @@ def _gpu() -> dict[str, str]:
 
 
 def _versions() -> dict[str, str]:
-    """Of what is installed: the kernels alone need no vLLM."""
+    """Versions of the installed packages. vLLM is optional for kernels."""
     installed = {}
     for package in ("torch", "triton", "vllm", "headkv-vllm"):
         with suppress(PackageNotFoundError):
@@ -46,7 +46,7 @@ def _field(path: str, name: str) -> str:
 
 
 def _commit() -> str:
-    """Of the checkout; with a mark where it has changes to what is measured."""
+    """The commit of the checkout, with a note if the package has changes."""
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists():
         return "unknown"

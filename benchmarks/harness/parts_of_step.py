@@ -22,25 +22,25 @@ PARTS: Final = {
         "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",
     ),
 }
-"""What a part's time is spent in, as module:name; one that is not there takes none."""
+"""The functions of each part, as module:name."""
 
 _seconds: dict[str, float] = defaultdict(float)
 
 
 def watch(llm: Any, *parts: str) -> None:
-    """Take the time of `parts` from now on, or of all."""
+    """Measure the time of `parts`, by default all parts, from now on."""
     for part in parts or PARTS:
         for place in PARTS[part]:
             _time(part, place)
 
 
 def restart(llm: Any) -> None:
-    """Forget what was measured so far."""
+    """Forget the measurements so far."""
     _seconds.clear()
 
 
 def seconds(llm: Any) -> dict[str, float]:
-    """Since `restart`, by part."""
+    """The seconds of each part since `restart`."""
     return dict(_seconds)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 def grouped_bars(
     path: Path, groups: Sequence[str], series: Mapping[str, Sequence[float]], unit: str
 ) -> None:
-    """A group of bars for each of `groups`, with one bar of each of `series`."""
+    """A bar chart with a group for each of `groups`, and one bar per group for each of `series`."""
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.7 * len(groups)), layout="constrained")
     places, height = np.arange(len(groups)), 0.8 / len(series)
     for index, (name, values) in enumerate(series.items()):
@@ -32,7 +32,7 @@ def lines(
     labels: tuple[str, str],
     log: bool = False,
 ) -> None:
-    """One line for each of `series`, of x and y. labels: of both axes. log: both logarithmic."""
+    """A line for each of `series` of x and y. labels: of the axes. log: logarithmic axes."""
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for name, (x, y) in series.items():
         axes.plot(x, y, marker="o", markersize=3, label=name)

@@ -1,20 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a benchmark leaves behind: numbers as JSON, and a page for people."""
+"""A benchmark's command line, its measurements in pairs, and its results as JSON and as a page."""
 
 import json
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from statistics import median, quantiles
+from typing import Annotated, Any
+
+import typer
 
 from benchmarks.harness.machine import describe_machine
+
+Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes: shows that it runs.")]
+Out = Annotated[Path, typer.Option(help="The folder of the numbers, the page and the pictures.")]
+
+
+def command_line(name: str) -> str:
+    """The command that runs the benchmark `name` now."""
+    return shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Measurements of two sides. Those with the same index were taken one after the other.
+
+    The speed of a machine drifts, so only measurements that are close in time can be compared.
+    """
+
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.ours or len(self.ours) != len(self.theirs):
+            raise ValueError(f"{len(self.ours)} and {len(self.theirs)} measurements: not pairs")
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Ours divided by theirs, for each pair."""
+        return tuple(a / b for a, b in zip(self.ours, self.theirs, strict=True))
+
+    @property
+    def ratio(self) -> float:
+        """The median of the ratios."""
+        return median(self.ratios)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """Half of the ratios lie between these two. Both are the ratio if there is one pair."""
+        if len(self.ratios) == 1:
+            return self.ratio, self.ratio
+        first, _, last = quantiles(self.ratios, n=4, method="inclusive")
+        return first, last
+
+    @property
+    def spread(self) -> str:
+        """The quartiles, for a table."""
+        return "{:.3f} to {:.3f}".format(*self.quartiles)
+
 
 RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bound that a measured value should keep. value: None where it was not measured."""
+    """A bound for a measured value. value: None if it was not measured."""
 
     text: str
     value: float | None
@@ -23,7 +75,7 @@ class Bar:
 
     @property
     def holds(self) -> bool | None:
-        """None where it was not measured."""
+        """Whether the value keeps the bound; None if it was not measured."""
         if self.value is None:
             return None
         return self.value <= self.limit if self.at_most else self.value >= self.limit
@@ -39,10 +91,11 @@ class Bar:
 
 @dataclass(frozen=True)
 class Report:
-    """One benchmark's answer.
+    """The result of a benchmark.
 
-    name: of its files. question: what it asks. command: what was typed. rows: a table, one mapping
-    of column to value per line, all with the same columns. pictures: file names beside the page.
+    name: the name of its files. question: what it measures. command: how it was run. rows: a table,
+    one mapping of column to value per line, all with the same columns. pictures: file names in the
+    folder of the page.
     """
 
     name: str

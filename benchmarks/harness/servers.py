@@ -30,16 +30,16 @@ SAVED: Final = {
     "itl_p99": "p99_itl_ms",
     "duration": "duration",
 }
-"""Fields of `Outcome`, and what `vllm bench serve` calls them."""
+"""Fields of `Outcome`, with their names in `vllm bench serve`."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What clients send. Lengths in tokens; the prompt's first counts, which starts every text.
+    """The requests of the clients. Lengths are in tokens and include the prompt's first token.
 
-    clients: requests at once, at most. rate: requests per second that arrive, None for all at once.
-    shared: prompts are alike except for their last tokens; otherwise none is like another.
-    seed: of the prompts; each run needs its own, or the prefix cache remembers the last one.
+    clients: maximum requests at once. rate: arriving requests per second; None sends all at once.
+    shared: whether prompts have the same start and differ in their last tokens only.
+    seed: seed of the prompts. Each run needs another seed, because of the prefix cache.
     """
 
     num_prompts: int
@@ -53,7 +53,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the clients saw, and the server's preemptions. Rates per second, times in ms."""
+    """The clients' measurements and the server's preemptions. Rates per second, times in ms."""
 
     output_tokens_rate: float
     requests_rate: float
@@ -66,7 +66,7 @@ class Outcome:
 
     @property
     def cells(self) -> dict[str, float | int]:
-        """By the column of a table."""
+        """The values by their column in a table."""
         return {
             "output tok/s": self.output_tokens_rate,
             "req/s": self.requests_rate,
@@ -87,7 +87,7 @@ class Server:
     folder: Path
 
     def run(self, load: Load, budget: int | None = None) -> Outcome:
-        """Send `load` and wait for all of it; headkv's requests ask for `budget`, in tokens.
+        """Send `load` and wait for all answers. budget: the budget of headkv's requests, in tokens.
 
         Raises RuntimeError when a request fails.
         """
@@ -100,7 +100,7 @@ class Server:
         return outcome(result, self.num_preemptions() - before)
 
     def num_preemptions(self) -> int:
-        """Since the server's start."""
+        """Preemptions since the server's start."""
         text = httpx.get(f"{self.url}/metrics", timeout=30).text
         return count(text, "vllm:num_preemptions_total")
 
@@ -112,7 +112,7 @@ def outcome(result: dict[str, Any], num_preemptions: int) -> Outcome:
 
 
 def count(metrics: str, name: str) -> int:
-    """The sum of the samples of that name in the text of `/metrics`. Raises where there is none."""
+    """The sum of the samples `name` in the text of `/metrics`. Raises ValueError without any."""
     families = text_string_to_metric_families(metrics)
     values = [one.value for family in families for one in family.samples if one.name == name]
     if not values:
@@ -126,7 +126,7 @@ def servers(
 ) -> Iterator[dict[SideName, Server]]:
     """Start `vllm serve` for each side, on random weights of `shape` in bfloat16, and end them.
 
-    arguments: further ones, for all of them. Idle servers take no time from a busy one.
+    arguments: more arguments for all servers. Idle servers do not slow down a busy one.
     """
     folder = checkpoint(shape, torch.bfloat16)
     environment = {**ENVIRONMENT, **os.environ}
@@ -153,8 +153,8 @@ def _serve_arguments(name: SideName, folder: Path, max_model_len: int) -> list[s
 
 
 def _client_arguments(server: Server, load: Load, budget: int | None) -> list[str]:
-    # Of vLLM's data sets only this one has random tokens throughout: "random" goes through the
-    # vocabulary in order, and ours is small enough for prompts to meet there.
+    # Only this data set of vLLM has random tokens. "random" uses the vocabulary in order, and in
+    # our small vocabulary prompts would share prefixes.
     suffix = min(BLOCK_SIZE, load.prompt_tokens // 2)
     named = {
         "base-url": server.url,
@@ -180,7 +180,7 @@ def _client_arguments(server: Server, load: Load, budget: int | None) -> list[st
 
 
 def _benchmark(arguments: list[str]) -> dict[str, Any]:
-    """`vllm bench serve` in this process, which saves its start, a long time for small loads."""
+    """Run `vllm bench serve` in this process, because its start takes long for small loads."""
     from vllm.benchmarks.serve import add_cli_args, main
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models with random weights: speed and memory do not depend on their values."""
+"""Models with random weights. Speed and memory do not depend on the values of weights."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
 
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 
 CHECKPOINTS: Final = Path(__file__).parents[1] / ".models"
 MAX_MODEL_LEN: Final = 131072
@@ -18,7 +18,7 @@ SEED: Final = 0
 
 
 def llama(num_layers: int, hidden_size: int, num_heads: int, num_kv_heads: int) -> LlamaConfig:
-    """A Llama with heads of 64, with the words of the needle model."""
+    """A Llama with head size 64 and the vocabulary of the needle model."""
     return LlamaConfig(
         num_hidden_layers=num_layers,
         hidden_size=hidden_size,
@@ -65,7 +65,7 @@ SHAPES: Final[dict[str, PreTrainedConfig]] = {
 
 
 def checkpoint(shape: str, dtype: torch.dtype = torch.float32) -> Path:
-    """The folder of a checkpoint of `shape`, made when it is not there yet."""
+    """The folder of a checkpoint of `shape`. It is made if it does not exist."""
     folder = CHECKPOINTS / f"{shape}-{str(dtype).removeprefix('torch.')}"
     if not (folder / "tokenizer.json").is_file():
         torch.manual_seed(SEED)
@@ -77,9 +77,9 @@ def checkpoint(shape: str, dtype: torch.dtype = torch.float32) -> Path:
 
 
 def config_folder(shape: str) -> Path:
-    """The folder of a model of `shape` whose weights vLLM makes up (`load_format="dummy"`).
+    """The folder of a model of `shape` for vLLM's random weights (`load_format="dummy"`).
 
-    A checkpoint is identified by its weights' names, so there is one weight that nobody loads.
+    The identity of a checkpoint needs names of weights, so there is one weight that is not loaded.
     """
     folder = CHECKPOINTS / f"{shape}-config"
     if not (folder / "model.safetensors").is_file():

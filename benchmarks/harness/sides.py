@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engines that a benchmark compares, alive at the same time."""
+"""The engines that a benchmark compares. They run at the same time."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ from headkv_vllm.head_scores.file import (
 from headkv_vllm.head_scores.identity import identify_checkpoint
 
 SideName = Literal["headkv", "stock", "twin", "off"]
-"""twin: stock vLLM whose prompts are as long as what headkv keeps. off: headkv, not compressing."""
+"""twin: stock vLLM with prompts as long as the kept part. off: headkv without compression."""
 
 BLOCK_SIZE: Final = 32
 ENVIRONMENT: Final = {
@@ -31,7 +31,7 @@ ENVIRONMENT: Final = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    # With pages of 4 KiB, where the system happens to put a cache moves its engine by 5 %.
+    # With pages of 4 KiB, the speed of an engine depends on its cache's address, by up to 5 %.
     "THP_MEM_ALLOC_ENABLE": "1",
 }
 
@@ -50,8 +50,8 @@ def sides(
 ) -> Iterator[dict[SideName, Side]]:
     """Start the engines, on random weights of `shape` in bfloat16, and end them.
 
-    one_by_one: not at once, as engines must that measure how much of a GPU's memory is theirs.
-    more: further arguments of `vllm.LLM`, for all of them.
+    one_by_one: start one engine after the other, so that each can measure its GPU memory.
+    more: more arguments of `vllm.LLM` for all engines.
     """
     folder = checkpoint(shape, torch.bfloat16)
     common = {
@@ -87,7 +87,7 @@ def engines(
 
 
 def arguments_of(name: SideName, folder: Path) -> dict[str, Any]:
-    """The arguments of `vllm.LLM` that make a side what it is."""
+    """The arguments of `vllm.LLM` for a side."""
     if name in ("stock", "twin"):
         return {}
     settings = {"scores": str(score_file(folder)), "budget": 0 if name == "off" else 1024}
@@ -95,7 +95,7 @@ def arguments_of(name: SideName, folder: Path) -> dict[str, Any]:
 
 
 def score_file(folder: Path) -> Path:
-    """Scores for the checkpoint in `folder`, drawn so that few heads have most of them."""
+    """A score file for the checkpoint in `folder`, with random scores, a few of them high."""
     path = folder / "scores.json"
     if not path.is_file():
         identity = identify_checkpoint(folder)
@@ -113,5 +113,5 @@ def score_file(folder: Path) -> Path:
 
 
 def _given(names: dict[str, str]) -> dict[str, str]:
-    """What the user has set of these variables."""
+    """The values of these variables that the user has set."""
     return {name: os.environ[name] for name in names if name in os.environ}

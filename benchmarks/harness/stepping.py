@@ -9,11 +9,11 @@ from typing import Any
 _numbers = count()
 _times: list[float] = []
 _unstarted: set[str] = set()
-"""Requests without a token so far, by the names that their outputs have."""
+"""The names of requests that have no token yet."""
 
 
 def core(llm: Any) -> Any:
-    """The engine core, whose step schedules, runs the model and takes up its results."""
+    """The engine core. Its step schedules, runs the model and processes the results."""
     return llm.llm_engine.engine_core.engine_core
 
 
@@ -25,7 +25,7 @@ def add_requests(
     seed: int,
     asked: dict[str, Any] | None = None,
 ) -> None:
-    """Queue requests with random prompts, no two alike. asked: `vllm_xargs`, as in HTTP bodies."""
+    """Queue requests with different random prompts. asked: `vllm_xargs`, as in HTTP bodies."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -46,14 +46,14 @@ def add_requests(
 
 
 def step(llm: Any) -> tuple[float, list[str]]:
-    """One step of the engine core: how long it took, and the requests that got tokens, by name."""
+    """One step of the engine core: its time, and the names of the requests that got tokens."""
     _time_steps(llm)
     outputs = llm.llm_engine.step()
     return _times.pop(), [output.request_id for output in outputs]
 
 
 def prefill(llm: Any) -> float:
-    """Step until every request has its first token; returns the time of the steps."""
+    """Step until every request has its first token. Returns the time of the steps."""
     total = 0.0
     while _unstarted:
         seconds, names = step(llm)
@@ -68,13 +68,13 @@ def decode(llm: Any, num_steps: int) -> list[float]:
     times = []
     for _ in range(num_steps):
         seconds, names = step(llm)
-        assert len(names) == num_requests, "a step left a request out"
+        assert len(names) == num_requests, "a step skipped a request"
         times.append(seconds)
     return times
 
 
 def run(llm: Any) -> float:
-    """Step until every request has all its tokens; returns the time of the steps."""
+    """Step until every request has all its tokens. Returns the time of the steps."""
     total = 0.0
     while core(llm).scheduler.has_requests():
         total += step(llm)[0]

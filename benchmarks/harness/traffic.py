@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests of every kind at once, each checked against what it gets alone."""
+"""Sends requests of all kinds at once, and compares each answer with that of the request alone."""
 
 import asyncio
 import random
@@ -10,14 +10,14 @@ from typing import Any, Final, Literal
 
 from openai import APITimeoutError, AsyncOpenAI, OpenAIError
 
-from headkv_vllm.needle.tasks import TASKS, Sample, generate_samples
+from headkv_vllm.needle.tasks import TASKS, NeedleSample, generate_samples
 from headkv_vllm.needle.vocabulary import VALUES, WORDS
 
 Manner = Literal["plain", "streamed", "left early", "sampled twice"]
 MANNERS: Final[tuple[Manner, ...]] = ("plain", "streamed", "left early", "sampled twice")
 WEIGHTS: Final = (4, 4, 1, 1)
 PATIENCE: Final = 120.0
-"""Seconds after which a request hangs."""
+"""After this many seconds a request counts as hung."""
 
 OWN: Final[tuple[dict[str, Any], ...]] = (
     {},
@@ -31,26 +31,26 @@ OWN: Final[tuple[dict[str, Any], ...]] = (
     {"headkv_policy": "headkv_ada"},
     {"headkv_policy": "streaming"},
 )
-"""What requests ask of the plugin."""
+"""The plugin's arguments of requests."""
 
 CHOICES: Final = [
     word for word in VALUES if not any(word != other and word.startswith(other) for other in WORDS)
 ]
-"""Words for structured output: none begins with another one, after which the grammar would allow
-no token of this small vocabulary, and vLLM answers that with an error."""
+"""Words for structured output. No word begins with another one: after that one the grammar would
+allow no token of this small vocabulary, which is an error in vLLM."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """A greedy request. body: what it sends besides its prompt."""
+class TrafficQuestion:
+    """A greedy request. body: its fields besides the prompt."""
 
     prompt: str
     body: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came back. tokens: where log-probabilities were asked for."""
+class TrafficAnswer:
+    """An answer. tokens: its tokens, if log-probabilities were requested."""
 
     text: str
     finish_reason: str | None
@@ -59,7 +59,7 @@ class Answer:
 
 @dataclass
 class Tally:
-    """What has happened. wrong, failed: as lines for people."""
+    """Counts of the requests. wrong, failed: lines for people."""
 
     manners: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -71,21 +71,21 @@ class Tally:
         return self.manners.total()
 
 
-def draw_questions(num_questions: int, seed: int) -> list[Question]:
-    """Prompts of 50 to 3,000 tokens, many of which begin like another; answers of all lengths."""
+def draw_questions(num_questions: int, seed: int) -> list[TrafficQuestion]:
+    """Prompts of 50 to 3,000 tokens, many with the start of another; answers of all lengths."""
     chance = random.Random(seed)
     samples = _samples(seed)
-    questions: list[Question] = []
+    questions: list[TrafficQuestion] = []
     while len(questions) < num_questions:
         prompt = next(samples).prompt
         if questions and chance.random() < 0.4:
             earlier = chance.choice(questions).prompt.split()
             prompt = " ".join(earlier[: chance.randint(1, len(earlier))] + prompt.split()[-60:])
-        questions.append(Question(prompt, _body(chance, prompt)))
+        questions.append(TrafficQuestion(prompt, _body(chance, prompt)))
     return questions
 
 
-def _samples(seed: int) -> Iterator[Sample]:
+def _samples(seed: int) -> Iterator[NeedleSample]:
     chance = random.Random(seed)
     while True:
         task, length = chance.choice(TASKS), round(50 * 60 ** chance.random())
@@ -110,8 +110,8 @@ def _body(chance: random.Random, prompt: str) -> dict[str, Any]:
     return {**body, "extra_body": extra}
 
 
-class Client:
-    """Asks one server. Every request that it sends has an end: an answer, an error or PATIENCE."""
+class TrafficClient:
+    """Sends requests to one server. Each ends with an answer, an error or after PATIENCE."""
 
     def __init__(self, url: str, model: str) -> None:
         self._openai = AsyncOpenAI(
@@ -119,17 +119,19 @@ class Client:
         )
         self._model = model
 
-    async def ask(self, question: Question) -> Answer:
+    async def ask(self, question: TrafficQuestion) -> TrafficAnswer:
         """The whole answer."""
         answered = await self._openai.completions.create(
             model=self._model, prompt=question.prompt, **question.body
         )
         choice = answered.choices[0]
         tokens = tuple(choice.logprobs.tokens or ()) if choice.logprobs else ()
-        return Answer(choice.text, choice.finish_reason, tokens)
+        return TrafficAnswer(choice.text, choice.finish_reason, tokens)
 
-    async def read(self, question: Question, num_chunks: int | None = None) -> Answer | None:
-        """The answer as it comes; None where the client leaves after `num_chunks` chunks."""
+    async def read(
+        self, question: TrafficQuestion, num_chunks: int | None = None
+    ) -> TrafficAnswer | None:
+        """The streamed answer; None if the client leaves after `num_chunks` chunks."""
         stream = await self._openai.completions.create(
             model=self._model, prompt=question.prompt, stream=True, **question.body
         )
@@ -141,9 +143,9 @@ class Client:
             if num_read == num_chunks:
                 await stream.close()
                 return None
-        return Answer(text, reason, tuple(tokens))
+        return TrafficAnswer(text, reason, tuple(tokens))
 
-    async def sample(self, question: Question) -> int:
+    async def sample(self, question: TrafficQuestion) -> int:
         """How many answers come back to a request for two that are drawn at random.
 
         Without a seed: on a CPU, vLLM 0.32's own sampler ends the engine where a prompt with one is
@@ -160,11 +162,15 @@ class Client:
 
 
 async def visit(
-    client: Client, question: Question, expected: Answer, chance: random.Random, tally: Tally
+    client: TrafficClient,
+    question: TrafficQuestion,
+    expected: TrafficAnswer,
+    chance: random.Random,
+    tally: Tally,
 ) -> None:
     """One request in some manner; the tally gets what came of it."""
     (manner,) = chance.choices(MANNERS, WEIGHTS)
-    answer: Answer | None = expected
+    answer: TrafficAnswer | None = expected
     try:
         if manner == "plain":
             answer = await client.ask(question)
@@ -183,15 +189,17 @@ async def visit(
     tally.manners[manner] += 1
 
 
-async def answers_alone(client: Client, questions: list[Question]) -> list[Answer]:
+async def answers_alone(
+    client: TrafficClient, questions: list[TrafficQuestion]
+) -> list[TrafficAnswer]:
     """Each question by itself, on a server that does nothing else."""
     return [await client.ask(question) for question in questions]
 
 
 async def soak(
-    client: Client,
-    questions: list[Question],
-    expected: list[Answer],
+    client: TrafficClient,
+    questions: list[TrafficQuestion],
+    expected: list[TrafficAnswer],
     num_clients: int,
     is_over: Any,
     seed: int,

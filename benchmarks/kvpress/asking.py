@@ -13,9 +13,9 @@ from rich.console import Console
 
 from benchmarks.kvpress.results import Run
 from headkv_vllm.config import Settings
-from headkv_vllm.evaluation.loading import checkpoint_folder
-from headkv_vllm.evaluation.results import EvaluationError
-from headkv_vllm.output.json_lines import complete_lines, drop_cut_line
+from headkv_vllm.errors import EvaluationError
+from headkv_vllm.head_scores.checkpoint_folder import find_checkpoint_folder
+from headkv_vllm.output.files import complete_lines, drop_cut_line
 from headkv_vllm.output.progress import JobProgress
 
 SIDE: Final = Path(__file__).with_name("side.py")
@@ -39,7 +39,7 @@ def ask(
     path, log_path = run.folder / "kvpress-request.json", run.folder / "kvpress.log"
     path.write_text(json.dumps(wanted))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
-    with JobProgress(console, len(wanted["prompts"])) as progress, log_path.open("w") as log:
+    with JobProgress(console, [1] * len(wanted["prompts"])) as progress, log_path.open("w") as log:
         progress.say("kvpress")
         with subprocess.Popen(
             [str(python), str(SIDE), str(path)],
@@ -83,7 +83,7 @@ def request(run: Run, presses: Sequence[str], most: int | None) -> dict[str, Any
                 }
             )
     return {
-        "model": str(checkpoint_folder(depends_on["model"])),
+        "model": str(find_checkpoint_folder(depends_on["model"])),
         "dtype": depends_on["dtype"],
         "window": settings.window,
         "kernel_size": settings.kernel_size,

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Final, Self
 
 from headkv_vllm.evaluation.cells import Budget
-from headkv_vllm.evaluation.loading import load_tokenizer
 from headkv_vllm.evaluation.metrics import METRICS
-from headkv_vllm.evaluation.prompts import Prompt, read_prompts
-from headkv_vllm.evaluation.registry import find_task
+from headkv_vllm.evaluation.prompts import Prompt, load_tokenizer, read_prompts
 from headkv_vllm.evaluation.results import Result, sample_digest
 from headkv_vllm.evaluation.run_record import RunRecord
-from headkv_vllm.output.json_lines import complete_lines
+from headkv_vllm.evaluation.tasks import find_task
+from headkv_vllm.output.files import complete_lines
 
 PREFIX: Final = "kvpress/"
 """What the policies of kvpress's results begin with."""

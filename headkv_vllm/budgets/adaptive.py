@@ -9,7 +9,8 @@ how many of these pairs each head has. The rest is split evenly, so that every h
 from fractions import Fraction
 from typing import Final
 
-from headkv_vllm.budgets.allocation import Allocation, Bounds, IntArray, allocate_by_weight
+from headkv_vllm.arrays import IntArray
+from headkv_vllm.budgets.allocation import Allocation, Bounds, allocate_by_weight
 
 SAFEGUARD: Final = Fraction(1, 5)
 """The paper's alpha: the part of a layer's head blocks that is split evenly among its heads."""

@@ -8,12 +8,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from headkv_vllm.arrays import FloatArray, IntArray
 from headkv_vllm.budgets.policies import POLICIES
 from headkv_vllm.budgets.request import RequestBudget
 from headkv_vllm.config import Settings
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 Allocation = npt.NDArray[np.int32]
 """How many head blocks each head keeps: n[L, H], or [H] of one layer."""
 

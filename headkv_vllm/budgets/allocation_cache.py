@@ -3,9 +3,7 @@
 
 from collections import OrderedDict
 
-import numpy as np
-import numpy.typing as npt
-
+from headkv_vllm.arrays import FloatArray
 from headkv_vllm.budgets.allocation import Allocation, allocate_head_blocks
 from headkv_vllm.budgets.request import RequestBudget
 from headkv_vllm.config import PolicyName, Settings
@@ -20,9 +18,7 @@ class AllocationCache:
     hits, misses: how often a result was in the cache, and how often it had to be computed.
     """
 
-    def __init__(
-        self, scores: npt.NDArray[np.float64], settings: Settings, capacity: int = 1024
-    ) -> None:
+    def __init__(self, scores: FloatArray, settings: Settings, capacity: int = 1024) -> None:
         self._scores, self._settings, self._capacity = scores, settings, capacity
         self._results: OrderedDict[tuple[PolicyName, int, int], Allocation] = OrderedDict()
         self.hits = self.misses = 0

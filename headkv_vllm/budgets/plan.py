@@ -4,9 +4,9 @@
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from headkv_vllm.arrays import FloatArray
 from headkv_vllm.budgets.allocation import Allocation, allocate_head_blocks
 from headkv_vllm.budgets.policies import POLICIES
 from headkv_vllm.budgets.request import RequestBudget, request_budget
@@ -14,7 +14,6 @@ from headkv_vllm.budgets.tensor_parallel import worker_kv_heads
 from headkv_vllm.config import Settings
 from headkv_vllm.errors import SettingsError, shown
 
-FloatArray = npt.NDArray[np.float64]
 MAX_TOKENS = 2**31 - 1
 """Positions are int32 in vLLM, and numbers of head blocks are int32 here."""
 BYTES_PER_ELEMENT = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4, "fp8": 1}

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from headkv_vllm.arrays import FloatArray
 from headkv_vllm.config import PolicyName, Settings
-
-FloatArray = npt.NDArray[np.float64]
 
 PYRAMID_BETA: Final = 20
 """The beta of PyramidKV, not of HeadKV: the last layer gets 1/20 of the mean."""

@@ -12,13 +12,12 @@ The scheduler's process writes rows (`BlockRow.entries`), and workers read them.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-IntArray = npt.NDArray[np.integer[Any]]
+from headkv_vllm.arrays import IntArray
 
 HEADER_SIZE: Final = 3
 """The number of entries before the first block: T, K and the policy."""

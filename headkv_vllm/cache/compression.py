@@ -15,10 +15,11 @@ from typing import Final, Protocol
 import numpy as np
 import torch
 
+from headkv_vllm.arrays import IntArray
 from headkv_vllm.budgets.adaptive import split_layer
 from headkv_vllm.budgets.allocation import Allocation, Bounds
 from headkv_vllm.budgets.policies import Policy
-from headkv_vllm.cache.block_row import HEADER_SIZE, IntArray
+from headkv_vllm.cache.block_row import HEADER_SIZE
 from headkv_vllm.cache.head_blocks import HeadBlocks
 from headkv_vllm.cache.row_allocations import RowAllocations
 from headkv_vllm.cache.selection import (

@@ -13,7 +13,8 @@ from typing import Final
 import numpy as np
 import torch
 
-from headkv_vllm.cache.block_row import HEADER_SIZE, IntArray
+from headkv_vllm.arrays import IntArray
+from headkv_vllm.cache.block_row import HEADER_SIZE
 from headkv_vllm.cache.row_allocations import RowAllocations
 
 SPARE_COLUMNS: Final = 32

@@ -8,14 +8,13 @@ and such calls are much faster in NumPy than in torch.
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from headkv_vllm.arrays import BoolArray, IntArray
 from headkv_vllm.budgets.request import full_blocks
 from headkv_vllm.cache.batch import Batch, CompressedTokens, DenseTokens, Indices
 from headkv_vllm.cache.block_row import (
     HEADER_SIZE,
-    IntArray,
     dense_block_table,
     num_compressed_blocks,
     num_prompt_tokens,
@@ -24,8 +23,6 @@ from headkv_vllm.cache.block_row import (
 from headkv_vllm.cache.compression import PromptCompression, prompt_compression
 from headkv_vllm.cache.head_block_tables import HeadBlockTables
 from headkv_vllm.cache.row_allocations import RowAllocations
-
-BoolArray = npt.NDArray[np.bool_]
 
 
 class BatchPlanner:

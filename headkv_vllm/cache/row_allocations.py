@@ -3,12 +3,13 @@
 
 import numpy as np
 
+from headkv_vllm.arrays import IntArray
 from headkv_vllm.budgets.adaptive_allocations import AdaptiveAllocations
 from headkv_vllm.budgets.allocation import Allocation
 from headkv_vllm.budgets.allocation_cache import AllocationCache
 from headkv_vllm.budgets.policies import POLICIES, Policy
 from headkv_vllm.budgets.request import RequestBudget, full_blocks
-from headkv_vllm.cache.block_row import IntArray, compressed_blocks, num_prompt_tokens
+from headkv_vllm.cache.block_row import compressed_blocks, num_prompt_tokens
 
 _POLICY_NAMES = tuple(POLICIES)
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from headkv_vllm.arrays import IntArray
 from headkv_vllm.budgets.allocation import largest_remainder
 from headkv_vllm.config import Settings
 
@@ -129,7 +129,7 @@ def recency(num_positions: int, sink: int, device: torch.device) -> torch.Tensor
     return scores
 
 
-def count_best(scores: torch.Tensor, num_best: int) -> npt.NDArray[np.int64]:
+def count_best(scores: torch.Tensor, num_best: int) -> IntArray:
     """How many of the `num_best` highest scores each head has. The host waits for a GPU.
 
     scores: [num_kv_heads, num_tokens]. Returns [num_kv_heads] int64, with a sum of num_best. If
@@ -139,13 +139,11 @@ def count_best(scores: torch.Tensor, num_best: int) -> npt.NDArray[np.int64]:
     threshold = torch.kthvalue(scores.flatten(), scores.numel() - num_best + 1).values
     is_above, is_equal = scores > threshold, scores == threshold
     above, equal = torch.stack((is_above.sum(1), is_equal.sum(1))).cpu().numpy()
-    counts: npt.NDArray[np.int64] = above + largest_remainder(equal, num_best - int(above.sum()))
+    counts: IntArray = above + largest_remainder(equal, num_best - int(above.sum()))
     return counts
 
 
-def top_positions(
-    scores: torch.Tensor, num_kept: npt.NDArray[np.integer]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def top_positions(scores: torch.Tensor, num_kept: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
     """The positions of the highest scores of each head.
 
     scores: [heads, num_tokens]. num_kept: [heads], how many positions each head keeps, at most
@@ -166,7 +164,7 @@ def top_positions(
     return heads, ascending[heads, torch.arange(total, device=device) - first[heads]]
 
 
-def on_device(values: npt.NDArray[np.integer], device: torch.device) -> torch.Tensor:
+def on_device(values: IntArray, device: torch.device) -> torch.Tensor:
     """A copy of `values` on `device`. The host does not wait for the copy."""
     tensor = torch.from_numpy(values)
     if device.type != "cuda":

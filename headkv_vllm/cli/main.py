@@ -17,7 +17,8 @@ from headkv_vllm.output.command_line import ends_on_sigterm, readable_errors
 app = typer.Typer(
     name="headkv",
     help="Serve long prompts from a compressed KV cache: vllm serve MODEL "
-    "--attention-backend headkv. This command shows how, and prepares what it needs.",
+    "--attention-backend headkv. This command starts servers, measures head scores, and "
+    "evaluates compressed models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -42,12 +43,13 @@ def demo(
 ) -> None:
     """Start a real server, and ask it about a long text that no model knows.
 
-    Each question is asked with the whole prompt in the KV cache, with a quarter of it, and with an
-    eighth. Shows each answer, the KV blocks and MiB that the prompt holds, and the time per token.
-    Ends with 0 if all compressed answers are right. scripts/demo runs this with a real model.
+    Each question is asked three times: with the full prompt in the KV cache, with a quarter of it,
+    and with an eighth. The command shows each answer, the KV blocks and MiB of the prompt, and the
+    time per token. The exit code is 0 if all answers from compressed prompts are right.
+    scripts/demo runs this command with a real model.
     """
     from headkv_vllm.demo import documents
-    from headkv_vllm.demo.asking import ask_all
+    from headkv_vllm.demo.questions import ask_all
 
     if needle == (model is not None):
         raise typer.BadParameter("give a MODEL, or --needle, and not both")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from headkv_vllm.errors import SettingsError
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.needle.tasks import (
     KEYS_ASKED,
     MAX_TOKENS,
@@ -36,9 +36,9 @@ def prompts(
     task: Annotated[
         str,
         typer.Option(
-            help=f"One of {', '.join(TASKS)}: a needle alone; one key among many; a needle of "
+            help=f"One of {', '.join(TASKS)}: a single needle; one key among many; a needle with "
             f"{MULTI_VALUES} values; {KEYS_ASKED} keys at once; a key that names another key; "
-            "a key with two statements and a fact that tells which of them holds."
+            "a key with two statements and a fact that says which of them is right."
         ),
     ] = "multi-key",
     tokens: Annotated[
@@ -72,7 +72,7 @@ def samples(
 
     Score the model with --template '{context} {question}'.
     """
-    from headkv_vllm.needle.score_samples import score_samples
+    from headkv_vllm.needle.tasks import score_samples
 
     try:
         for sample in score_samples(tokens, n, seed):

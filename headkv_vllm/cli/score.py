@@ -17,17 +17,17 @@ def score(
     method: Annotated[
         str,
         typer.Option(
-            help="grad: how much the answer's likelihood hangs on what the head attends from afar. "
-            "r2 (retrieval and reasoning): attention to the whole right statement. "
-            "r (retrieval): how often the most attended token is the one that is said next."
+            help="grad: how much the answer's likelihood depends on the head's attention to far "
+            "tokens. r2 (retrieval and reasoning): attention to the whole right statement. "
+            "r (retrieval): how often the most attended token is the next token of the answer."
         ),
     ] = "grad",
     answers: Annotated[
         str,
         typer.Option(
-            help="forced: heads are scored on the expected answer; it counts when the model would "
-            "choose more than half of its tokens itself. "
-            "generated: on what the model says; it counts with more than half of the words."
+            help="forced: scores heads on the expected answer; a sample counts if the model itself "
+            "would choose more than half of the tokens. generated: scores heads on the model's "
+            "answer; a sample counts if it has more than half of the expected words."
         ),
     ] = "forced",
     out: Annotated[
@@ -41,8 +41,8 @@ def score(
         str,
         typer.Option(
             metavar="N|FILE",
-            help="How many built-in samples per length, or a JSON lines file of your own task: "
-            "context, question, answer and, if known, evidence.",
+            help="Number of built-in samples per length, or a JSON Lines file of your own task "
+            "with context, question, answer and, if known, evidence.",
         ),
     ] = "10",
     lengths: Annotated[
@@ -72,7 +72,7 @@ def score(
         bool | None,
         typer.Option(
             "--chat/--no-chat",
-            help="Ask in the tokenizer's chat template, or not. Without it: if there is one.",
+            help="Use the tokenizer's chat template, or not. Without it: if there is one.",
         ),
     ] = None,
     device: Annotated[
@@ -88,25 +88,23 @@ def score(
         int | None, typer.Option(min=1, help="CPU threads. Without it: PyTorch chooses.")
     ] = None,
     allow_few: Annotated[
-        bool, typer.Option("--allow-few", help="Write scores though few samples count.")
+        bool, typer.Option("--allow-few", help="Write scores even if few samples count.")
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Drop the partial results of an interrupted run.")
+        bool, typer.Option("--restart", help="Delete the partial results of an interrupted run.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Write over an existing score file.")
+        bool, typer.Option("--force", help="Overwrite an existing score file.")
     ] = False,
 ) -> None:
     """Measure how much each attention head of MODEL retrieves, and write a score file.
 
-    The model is asked questions about long texts. While it gives an answer,
-    every head is scored by how much the answer hangs on it; answers that the
-    model does not find in the text do not count. Serve with the file: vllm
-    serve MODEL --attention-backend headkv --additional-config
+    The model is asked questions about long texts. Each head is scored by how
+    much the answer depends on it. Wrong answers do not count. Serve with the
+    file: vllm serve MODEL --attention-backend headkv --additional-config
     '{"headkv": {"scores": "FILE"}}'.
 
-    An interrupted run goes on where it stopped when the same command is given
-    again.
+    The same command continues an interrupted run.
     """
     console = Console(stderr=True)
     with readable_errors():
@@ -115,7 +113,7 @@ def score(
 
         title = name or model_name(model)
         known_method = parse.parse_method(method)
-        wanted = parse.ScoreRequest(
+        request = parse.ScoreRequest(
             model=model,
             revision=revision,
             name=title,
@@ -127,8 +125,8 @@ def score(
         )
         hardware = parse.Hardware(device, dtype, threads)
         try:
-            run_job(wanted, hardware, allow_few=allow_few, restart=restart, console=console)
+            run_job(request, hardware, allow_few=allow_few, restart=restart, console=console)
         except KeyboardInterrupt:
-            console.print("interrupted; the same command goes on where it stopped")
+            console.print("interrupted; the same command continues the run")
             raise typer.Exit(INTERRUPTED) from None
-    typer.echo(wanted.out)
+    typer.echo(request.out)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`headkv scores ...`: look at score files, compare them, import other programs' scores."""
+"""`headkv scores ...`: shows and compares score files, imports scores of other programs."""
 
 import json
 import os.path
@@ -17,9 +17,10 @@ from headkv_vllm.output.command_line import check_out, model_name, readable_erro
 from headkv_vllm.output.tables import layer_table, printable
 
 if TYPE_CHECKING:
+    from headkv_vllm.arrays import FloatArray
     from headkv_vllm.head_scores.file import Provenance, ScoreFile
-    from headkv_vllm.head_scores.imported_file import FloatArray, Imported
-    from headkv_vllm.head_scores.statistics import Comparison, Summary
+    from headkv_vllm.head_scores.imported_file import ImportedScores
+    from headkv_vllm.head_scores.statistics import ScoreComparison, ScoreSummary
 
 NO_FOLD = "none"
 
@@ -42,12 +43,12 @@ def show(
     top: Annotated[int, typer.Option(min=0, help="How many of the highest scores to list.")] = 10,
     fold: Annotated[
         str,
-        typer.Option(help="mean, max or sum: show KV heads, by that of their query heads' scores."),
+        typer.Option(help="mean, max or sum of the query heads' scores: show KV heads."),
     ] = NO_FOLD,
     png: PngOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show where a score file is from and how its scores are spread, with a heat map."""
+    """Show the origin of a score file and the distribution of its scores, with a heat map."""
     from headkv_vllm.head_scores.file import read_score_file
     from headkv_vllm.head_scores.statistics import summarise
 
@@ -75,7 +76,7 @@ def show(
 
 @scores_app.command()
 def diff(a: ScoreFileArgument, b: ScoreFileArgument, as_json: JsonOption = False) -> None:
-    """Say how much two score files agree: correlation, and the highest heads in common."""
+    """Show how much two score files agree: correlation, and the highest heads in common."""
     from headkv_vllm.head_scores.file import read_score_file
     from headkv_vllm.head_scores.statistics import compare
 
@@ -98,11 +99,11 @@ def import_(
     format_name: Annotated[
         str | None,
         typer.Option(
-            "--format", help="reference, duo-attention or kvzip; by the file's suffix if not given."
+            "--format", help="reference, duo-attention or kvzip. Without it: by the file's suffix."
         ),
     ] = None,
     tensor: Annotated[
-        str | None, typer.Option(help="Which tensor of a safetensors file holds the scores.")
+        str | None, typer.Option(help="The tensor of a safetensors file that has the scores.")
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="The model's name. Without it: the last part of --model.")
@@ -114,8 +115,7 @@ def import_(
 
     Formats: reference, the JSON line of the retrieval-head and HeadKV code;
     duo-attention, full_attention_heads.tsv; kvzip, one tensor in .safetensors
-    or .npy. Of the model only the config and the headers of its weights are
-    read.
+    or .npy. Only the config and the weights' headers of the model are read.
     """
     from headkv_vllm.head_scores.checkpoint_folder import find_checkpoint_folder
     from headkv_vllm.head_scores.file import ScoredModel, ScoreFile, write_score_file
@@ -140,7 +140,7 @@ def import_(
 
 
 def _folded(scores: "ScoreFile", fold: str) -> "FloatArray":
-    from headkv_vllm.head_scores.folding import Fold, fold_query_heads
+    from headkv_vllm.head_scores.scores import Fold, fold_query_heads
 
     if fold == NO_FOLD:
         return scores.values
@@ -169,7 +169,7 @@ def _provenance(scores: "ScoreFile") -> dict[str, object]:
     return rows
 
 
-def _spread(summary: "Summary", head: str) -> dict[str, object]:
+def _spread(summary: "ScoreSummary", head: str) -> dict[str, object]:
     total = summary.num_layers * summary.num_heads
     return {
         "shown per": head,
@@ -179,7 +179,7 @@ def _spread(summary: "Summary", head: str) -> dict[str, object]:
     }
 
 
-def _top(summary: "Summary") -> Table:
+def _top(summary: "ScoreSummary") -> Table:
     table = Table("rank", "layer", "head", "score", "share", box=None, pad_edge=False)
     for column in table.columns:
         column.justify = "right"
@@ -189,7 +189,7 @@ def _top(summary: "Summary") -> Table:
     return table
 
 
-def _agreement(comparison: "Comparison", same_model: bool) -> Table:
+def _agreement(comparison: "ScoreComparison", same_model: bool) -> Table:
     def shown_or_not(value: float | None) -> str:
         return "none: one side is constant" if value is None else f"{value:.4f}"
 
@@ -208,20 +208,20 @@ def _two_columns(rows: dict[str, object]) -> Table:
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")  # a fingerprint that is cut off is of no use
+    table.add_column(overflow="fold")  # an incomplete fingerprint is useless
     for name, value in rows.items():
         table.add_row(name.replace("_", " "), Text(printable(str(value))))
     return table
 
 
 def _check_paths(file: Path, out: Path, force: bool) -> None:
-    """Before a model is looked for, which may take a download."""
+    """Check the paths before the model is loaded, which may take a download."""
     if not os.path.exists(file):
         raise ScoreFileError(f"{str(file)!r} cannot be imported: there is no such file")
     check_out(out, force=force)
 
 
-def _imported_from(imported: "Imported", notes: str | None) -> "Provenance":
+def _imported_from(imported: "ImportedScores", notes: str | None) -> "Provenance":
     from headkv_vllm.head_scores.file import Provenance
     from headkv_vllm.version import tool_version
 

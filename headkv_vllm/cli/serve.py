@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`headkv serve MODEL ...`: `vllm serve` with our backend and our routes."""
+"""`headkv serve MODEL ...`: runs `vllm serve` with the headkv backend and its routes."""
 
 import os
 import sys
@@ -23,41 +23,41 @@ LOADED_BY_DEFAULT: Final = (
     "vllm.platform_plugins",
     "vllm.stat_logger_plugins",
 )
-"""vLLM's groups of plugins that it loads whole where VLLM_PLUGINS is not set."""
+"""vLLM loads all plugins of these groups if VLLM_PLUGINS is not set."""
 ENDPOINTS: Final = "vllm.endpoint_plugins"
-"""The one it loads from only where VLLM_PLUGINS names the plugin: they add routes."""
+"""vLLM loads plugins of this group, which add routes, only if VLLM_PLUGINS names them."""
 
 
 HELP: Final = """\
 Usage: headkv serve MODEL [any option of vllm serve]
 
-Serves MODEL with a compressed KV cache. It adds what is needed and becomes vllm serve:
+Serves MODEL with a compressed KV cache. The command adds these, and then runs vllm serve:
 
-  --attention-backend headkv   unless a backend is named, here or in the --config file
-  VLLM_PLUGINS                 this plugin, beside all those that vLLM would load anyway
+  --attention-backend headkv   unless a backend is given, here or in the --config file
+  VLLM_PLUGINS                 this plugin and all plugins that vLLM loads by default
 
-Everything else is passed on as it is; log, exit codes and Ctrl-C are those of vllm serve.
+All other arguments go to vllm serve. Log, exit codes and Ctrl-C are those of vllm serve.
 
 Examples:
 
   headkv serve $(headkv needle path) --config configs/needle.yaml
   headkv serve MODEL --api-key KEY --additional-config '{"headkv": {"budget": 512}}'
 
-Then, on port 8000 unless --port says otherwise:
+Then, on port 8000 unless --port is given:
 
   http://localhost:8000/headkv/dashboard    head scores, budgets, KV blocks in use
-  http://localhost:8000/v1/headkv/stats     the numbers; also config, scores and plan
-  http://localhost:8000/docs                all routes, those of this plugin among them
+  http://localhost:8000/v1/headkv/stats     statistics; also config, scores and plan
+  http://localhost:8000/docs                all routes, including those of this plugin
 
 Other help:
 
   headkv serve --help=all    the options of vllm serve
-  headkv plan --help         what a budget comes to, without a server
+  headkv plan --help         the memory that a budget needs, without a server
 """
 
 
 class PassedOn(TyperCommand):
-    """A command whose arguments are another program's: click reads none but a bare --help."""
+    """A command that passes its arguments to another program. Click reads only a bare --help."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--help" in args or "-h" in args:
@@ -68,7 +68,7 @@ class PassedOn(TyperCommand):
 
 
 def serve(context: typer.Context) -> None:
-    """Serve MODEL with a compressed KV cache: vllm serve, and routes and a page to look at it."""
+    """Serve MODEL with a compressed KV cache: vllm serve with more routes and a dashboard."""
     arguments = context.args
     with readable_errors():
         check_model(arguments)
@@ -79,9 +79,9 @@ def serve(context: typer.Context) -> None:
 
 
 def check_model(arguments: Sequence[str]) -> None:
-    """Raises SettingsError when `arguments` name no model, or a folder that is not there.
+    """Raises SettingsError when `arguments` have no model, or a folder that does not exist.
 
-    vLLM would load a model of its own choice in the one case, and ask the hub in the other.
+    Without a model vLLM loads one of its own choice. Without the folder vLLM asks the hub.
     """
     if _value("--help", arguments) is not None:
         return
@@ -92,12 +92,12 @@ def check_model(arguments: Sequence[str]) -> None:
     elif "model" not in _config(arguments):
         raise SettingsError(
             "no MODEL: give a folder or a hub's name first, as in headkv serve MODEL --port 8000, "
-            "or model: in the file that --config names"
+            "or the key model in the file of --config"
         )
 
 
 def names_backend(arguments: Sequence[str]) -> bool:
-    """Whether `arguments`, or the --config file among them, choose an attention backend."""
+    """Whether `arguments`, or their --config file, choose an attention backend."""
     given = {**_config(arguments), **_options(arguments)}
     if "attention-backend" in given or "attention-config.backend" in given:
         return True
@@ -105,21 +105,21 @@ def names_backend(arguments: Sequence[str]) -> bool:
 
 
 def plugins(environment: Mapping[str, str]) -> str:
-    """VLLM_PLUGINS with this plugin and every one that vLLM would load without this command."""
-    named = environment.get(PLUGINS_VARIABLE)
-    if named is not None:
-        wanted = [name for name in named.split(",") if name]
+    """VLLM_PLUGINS with this plugin and all plugins that vLLM loads without this command."""
+    given = environment.get(PLUGINS_VARIABLE)
+    if given is not None:
+        names = [name for name in given.split(",") if name]
     else:
-        wanted = [point.name for group in LOADED_BY_DEFAULT for point in entry_points(group=group)]
-        _tell_of_routes({*wanted} - {PLUGIN})
-    return ",".join(dict.fromkeys([*wanted, PLUGIN]))
+        names = [point.name for group in LOADED_BY_DEFAULT for point in entry_points(group=group)]
+        _report_routes({*names} - {PLUGIN})
+    return ",".join(dict.fromkeys([*names, PLUGIN]))
 
 
-def _tell_of_routes(wanted: set[str]) -> None:
-    """vLLM asks for plugins by name alone, so a name that another group has too adds its routes."""
-    for name in sorted(wanted & {point.name for point in entry_points(group=ENDPOINTS)}):
+def _report_routes(names: set[str]) -> None:
+    """Print which other plugins add routes. VLLM_PLUGINS selects the plugins of all groups."""
+    for name in sorted(names & {point.name for point in entry_points(group=ENDPOINTS)}):
         typer.echo(
-            f"headkv: plugin {shown(name)} adds routes as well, now that VLLM_PLUGINS names it; "
+            f"headkv: plugin {shown(name)} adds routes too, because VLLM_PLUGINS names it; "
             "set VLLM_PLUGINS yourself to leave it out",
             err=True,
         )
@@ -145,7 +145,7 @@ def _config(arguments: Sequence[str]) -> dict[str, str]:
         reason = str(error).splitlines()[0]
         raise SettingsError(f"--config is {shown(path)}, which cannot be read: {reason}") from None
     if not isinstance(read, dict):
-        raise SettingsError(f"--config is {shown(path)}, which holds no options: {shown(read)}")
+        raise SettingsError(f"--config is {shown(path)}, which has no options: {shown(read)}")
     return {str(key).replace("_", "-"): _as_text(value) for key, value in read.items()}
 
 
@@ -158,7 +158,7 @@ def _value(option: str, arguments: Sequence[str]) -> str | None:
 
 
 def _options(arguments: Sequence[str]) -> dict[str, str]:
-    """What follows each option, after "=" or as the next argument, in vLLM's spelling."""
+    """The value of each option, after "=" or as the next argument, in vLLM's spelling."""
     found = {}
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if argument.startswith("-"):

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demonstration asks: a page that no model knows, or the needle model's own texts."""
+"""The demonstration's questions: about a page that no model knows, or the needle model's texts."""
 
 from pathlib import Path
 from typing import Final
 
-from headkv_vllm.demo.asking import Question
+from headkv_vllm.demo.questions import Question
 from headkv_vllm.demo.server import BLOCK_SIZE
-from headkv_vllm.needle.paths import checkpoint_path
-from headkv_vllm.needle.tasks import Task, generate_samples
+from headkv_vllm.needle import checkpoint_path
+from headkv_vllm.needle.tasks import NeedleTaskName, generate_samples
 from headkv_vllm.resources import configs_dir
 
 DOCUMENT: Final = Path(__file__).with_name("document.txt")
@@ -17,15 +17,15 @@ QUESTIONS: Final = {
     "How many children does the school have?": "23",
     "In which year was the church bell found?": "1956",
 }
-"""With what each answer must hold. The page states it; no model can know it."""
+"""Each question with the text that its answer must contain. Only the page has it."""
 ASKED: Final = "Use the text above to answer this question: "
-NEEDLES: Final[tuple[tuple[Task, int], ...]] = (
+NEEDLES: Final[tuple[tuple[NeedleTaskName, int], ...]] = (
     ("multi-key", 1024),
     ("multi-query", 1024),
     ("two-hop", 1024),
     ("multi-key", 2048),
 )
-"""Tasks of the needle model, and the tokens of a prompt."""
+"""Tasks of the needle model, with the tokens of each prompt."""
 SEED: Final = 11
 
 
@@ -39,14 +39,14 @@ def page_questions() -> tuple[Question, ...]:
 
 
 def page_server(model: str) -> list[str]:
-    """What `headkv serve` is started with for a language model."""
+    """The arguments of `headkv serve` for a language model."""
     arguments = [model, "--dtype", "float32", "--max-model-len", "4096"]
     arguments += ["--block-size", str(BLOCK_SIZE), "--enforce-eager"]
     return [*arguments, "--enable-prompt-tokens-details"]
 
 
 def needle_questions() -> tuple[Question, ...]:
-    """Questions for the bundled needle model, which reads a language of its own."""
+    """Questions for the bundled needle model, in its own language."""
     samples = [next(generate_samples(task, tokens, 1, SEED)) for task, tokens in NEEDLES]
     return tuple(
         Question(
@@ -61,6 +61,6 @@ def needle_questions() -> tuple[Question, ...]:
 
 
 def needle_server() -> list[str]:
-    """What `headkv serve` is started with for the needle model."""
+    """The arguments of `headkv serve` for the needle model."""
     config = str(configs_dir() / "needle.yaml")
     return [str(checkpoint_path()), "--config", config, "--enable-prompt-tokens-details"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demonstration's server, and the blocks that its log says each request held."""
+"""The demonstration's server, and the KV blocks of each request, which its log shows."""
 
 import re
 import sys
@@ -22,7 +22,7 @@ HELD: Final = re.compile(
     r"HeadKV: request (\S+) compressed .*it held (\d+) blocks, and now holds (\d+)"
 )
 ENVIRONMENT: Final = {
-    "VLLM_LOGGING_LEVEL": "DEBUG",  # what each request held is told at this level
+    "VLLM_LOGGING_LEVEL": "DEBUG",  # the level of the lines with each request's blocks
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -37,7 +37,7 @@ class HeadKVServer(ServerProcess):
 
 @contextmanager
 def served(arguments: Sequence[str], console: Console) -> Iterator[ServerProcess]:
-    """A healthy `headkv serve` with `arguments`, which ends with the block.
+    """Starts `headkv serve` with `arguments`, and stops it at the end of the block.
 
     Raises ServerError when it does not start.
     """
@@ -58,7 +58,7 @@ def served(arguments: Sequence[str], console: Console) -> Iterator[ServerProcess
 def blocks_held(server: ServerProcess, completion_id: str) -> tuple[int, int]:
     """KV blocks of a request before and after its prompt was compressed.
 
-    Raises HeadKVError when the log does not tell.
+    Raises HeadKVError when the log does not have them.
     """
     for request_id, before, after in HELD.findall(server.log()):
         if request_id.startswith(completion_id):

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a waiting request may run beside those that run: now, and when all of them have grown.
+"""Whether a waiting request may run beside the running ones, now and when all have grown.
 
-vLLM admits a request when its prompt fits into the pool now. That does for requests that mostly
-are their prompt. A compressed one holds a fraction of its prompt, so many of them are admitted,
-and what they generate outgrows the pool: each preemption then throws away a whole prefill. So the
-blocks are counted that compressed requests will hold when each of them ends, by a guess at its
-answer's length, and what has ended by then has given its own back. The idea, for whole requests,
-is that of the Past-Future scheduler (arXiv 2507.10150).
+vLLM admits a request when its prompt fits into the pool now. This works if most blocks belong to
+prompts. A compressed request holds a fraction of its prompt, so many of them are admitted, and
+their answers outgrow the pool. Each preemption then loses the work of a prefill. So this module
+forecasts the blocks that compressed requests hold whenever one of them ends, with an expected
+answer length. The Past-Future scheduler (arXiv 2507.10150) does so for uncompressed requests.
 """
 
 from collections import deque
@@ -20,93 +19,96 @@ from vllm.v1.request import Request
 from headkv_vllm.engine.kv_cache import HeadKVManager
 
 FIRST_GUESS = 1024
-"""Tokens of an answer, as long as none has ended; a request's `max_tokens` is the most."""
+"""Expected tokens of an answer until the first request has ended; at most `max_tokens`."""
 
 NUM_REMEMBERED = 64
+"""The expected answer length is the mean of this many latest answers."""
 
 
 @dataclass(frozen=True)
-class Course:
-    """What a compressed request holds, in blocks, and how it goes on.
+class Forecast:
+    """The blocks of a compressed request now and later.
 
-    num_tokens: of its prompt and its answer so far. num_left: tokens that it is expected to
-    generate yet. held: now. reading: more that it takes until its prompt is complete. compressed:
-    what it holds for `num_tokens` tokens once its prompt is compressed.
+    num_tokens: tokens of its prompt and its answer so far. num_left: tokens that it is expected to
+    generate from now on. num_held: blocks now. num_to_prefill: blocks that it still needs to
+    complete its prompt. num_after: blocks for `num_tokens` tokens after its compression.
     """
 
     num_tokens: int
     num_left: int
-    held: int
-    reading: int
-    compressed: int
+    num_held: int
+    num_to_prefill: int
+    num_after: int
 
 
 class Admission:
-    """Guesses how far requests will grow, from how long the last answers were."""
+    """Forecasts the growth of requests from the lengths of the latest answers."""
 
     def __init__(
         self, manager: HeadKVManager, max_num_batched_tokens: int, max_model_len: int
     ) -> None:
-        """max_num_batched_tokens: of a step. max_model_len: where every request ends."""
+        """max_num_batched_tokens: the limit of a step. max_model_len: the limit of a request."""
         self._manager, self._tokens_of_a_step = manager, max_num_batched_tokens
         self._max_model_len = max_model_len
         self._lengths: deque[int] = deque(maxlen=NUM_REMEMBERED)
         self._usual = FIRST_GUESS
 
     def record(self, request: Request) -> None:
-        """The request has ended."""
+        """Remember the answer length of a request that has ended."""
         self._lengths.append(request.num_output_tokens)
         self._usual = cdiv(sum(self._lengths), len(self._lengths))
 
     def num_blocks(self, running: Iterable[Request], waiting: Request, num_missing: int) -> int:
-        """Blocks that must be free for `waiting` to run, which takes `num_missing` of them now.
+        """Blocks that must be free before `waiting` may run. It needs `num_missing` of them now.
 
-        Requests that are not compressed count with what they hold now, as in vLLM.
+        Uncompressed requests count with the blocks that they hold now, as in vLLM.
         """
-        courses = [course for one in running if (course := self._course(one))]
-        if not courses:
+        forecasts = [forecast for one in running if (forecast := self._forecast(one))]
+        if not forecasts:
             return num_missing
-        # Until the waiting one has been read and gives its prompt back, the others grow.
+        # The others grow until the prompt of `waiting` is computed and its blocks are free again.
         num_steps = cdiv(waiting.num_tokens, self._tokens_of_a_step) + 2
-        soon = sum(self._growth(course, num_steps) for course in courses)
-        now = num_missing + soon + sum(course.reading for course in courses)
+        soon = sum(self._growth(forecast, num_steps) for forecast in forecasts)
+        now = num_missing + soon + sum(forecast.num_to_prefill for forecast in forecasts)
         block_size = self._manager.block_size
-        if own := self._course(waiting):
-            later = peak([*courses, own], block_size)
+        if own := self._forecast(waiting):
+            later = peak([*forecasts, own], block_size)
         else:
-            later = peak(courses, block_size) + num_missing
-        return max(now, later - sum(course.held for course in courses))
+            later = peak(forecasts, block_size) + num_missing
+        return max(now, later - sum(forecast.num_held for forecast in forecasts))
 
-    def _course(self, request: Request) -> Course | None:
+    def _forecast(self, request: Request) -> Forecast | None:
         budget = self._manager.budgets[request.request_id]
         if not budget.compressed:
             return None
-        block_size, held = self._manager.block_size, self._manager.num_held(request.request_id)
-        whole = budget.num_compressed_blocks + cdiv(request.num_tokens, block_size)
-        compressed = whole - budget.num_full_blocks
-        is_read = request.num_computed_tokens >= request.num_prompt_tokens
-        reading = 0 if is_read else max(0, whole - held)
-        return Course(request.num_tokens, self._num_left(request), held, reading, compressed)
+        block_size, num_held = self._manager.block_size, self._manager.num_held(request.request_id)
+        num_uncompressed = budget.num_compressed_blocks + cdiv(request.num_tokens, block_size)
+        num_after = num_uncompressed - budget.num_full_blocks
+        is_complete = request.num_computed_tokens >= request.num_prompt_tokens
+        num_to_prefill = 0 if is_complete else max(0, num_uncompressed - num_held)
+        return Forecast(
+            request.num_tokens, self._num_left(request), num_held, num_to_prefill, num_after
+        )
 
-    def _growth(self, course: Course, num_steps: int) -> int:
-        """Blocks that a request takes in the next `num_steps` steps."""
-        size, num_tokens = self._manager.block_size, course.num_tokens
-        return cdiv(num_tokens + min(num_steps, course.num_left), size) - cdiv(num_tokens, size)
+    def _growth(self, forecast: Forecast, num_steps: int) -> int:
+        """Blocks that a request needs in the next `num_steps` steps."""
+        size, num_tokens = self._manager.block_size, forecast.num_tokens
+        return cdiv(num_tokens + min(num_steps, forecast.num_left), size) - cdiv(num_tokens, size)
 
     def _num_left(self, request: Request) -> int:
-        """An answer longer than usual is expected to go on for a block."""
+        """An answer above the mean length is expected to continue for one block."""
         answer = max(self._usual, request.num_output_tokens + self._manager.block_size)
         room = self._max_model_len - request.num_prompt_tokens
         return int(min(request.max_tokens, answer, room)) - request.num_output_tokens
 
 
-def peak(courses: list[Course], block_size: int) -> int:
-    """The most blocks that requests will hold at once, if each ends when it is expected to.
+def peak(forecasts: list[Forecast], block_size: int) -> int:
+    """The maximum number of blocks that requests hold at once, if each ends as expected.
 
-    Only an end can be a peak: up to it all that are left grow by a token each step.
+    All requests grow by a token per step until one ends, so a peak is always at an end.
     """
-    arrays = np.array([(c.num_tokens, c.num_left, c.compressed) for c in courses])
-    num_tokens, num_left, compressed = arrays.T
+    arrays = np.array([(c.num_tokens, c.num_left, c.num_after) for c in forecasts])
+    num_tokens, num_left, num_after = arrays.T
     ends = num_left[:, None]
     grown = -(-(num_tokens + ends) // block_size) - -(-num_tokens // block_size)
-    return int(np.where(num_left >= ends, compressed + grown, 0).sum(1).max())
+    return int(np.where(num_left >= ends, num_after + grown, 0).sum(1).max())

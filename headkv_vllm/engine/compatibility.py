@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the backend cannot serve, refused at start-up by the name of the flag or feature."""
+"""Refuses at start-up what the backend cannot serve, with the name of the flag or feature."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ BLOCK_SIZE_MULTIPLE = 16
 
 
 class Rule(NamedTuple):
-    """found: the offending value, or None when there is none. reason: what to do about it."""
+    """found: gives the unsupported value, or None. reason: what the user can do about it."""
 
     feature: str
     found: Callable[["VllmConfig"], object]
@@ -25,11 +25,11 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a platform's backends.
+    """The limits of a platform's backends.
 
-    cache_dtypes: of `--kv-cache-dtype`, besides the model's own. min_window: of the settings.
-    max_window_queries: the window times the query heads of a KV head. max_drafts: speculative
-        tokens for each that is sure.
+    cache_dtypes: allowed values of `--kv-cache-dtype`, besides the model's dtype.
+    min_window: the smallest observation window. max_window_queries: a limit for the window times
+        the query heads of a KV head. max_drafts: the maximum of speculative tokens per step.
     """
 
     cache_dtypes: tuple[str, ...] = ()
@@ -65,33 +65,37 @@ def _check_cache_dtype(vllm_config: "VllmConfig", cache_dtypes: tuple[str, ...])
 
 
 def _check_window(vllm_config: "VllmConfig", settings: Settings, limits: Limits) -> None:
-    """A prompt of which all but one token is cached would be read beside drafts, or as a decode."""
-    least = max(limits.min_window, 2 if vllm_config.speculative_config else 1)
-    most = settings.window
+    """Raises UnsupportedError for a window outside the limits.
+
+    With a window of 1, a prompt whose other tokens are cached looks like a decode step.
+    """
+    min_window = max(limits.min_window, 2 if vllm_config.speculative_config else 1)
+    max_window = settings.window
     if limits.max_window_queries:
         model_config = vllm_config.model_config
         num_heads = model_config.model_arch_config.total_num_attention_heads
-        most = limits.max_window_queries * model_config.get_total_num_kv_heads() // num_heads
-    if not least <= settings.window <= most:
-        allowed = f"at least {least}" if settings.window < least else f"at most {most}"
+        max_window = limits.max_window_queries * model_config.get_total_num_kv_heads() // num_heads
+    if not min_window <= settings.window <= max_window:
+        too_small = settings.window < min_window
+        allowed = f"at least {min_window}" if too_small else f"at most {max_window}"
         raise UnsupportedError(
             f"--attention-backend headkv does not support window={settings.window} with this "
             f"platform, model and speculation: it must be {allowed}"
         )
 
 
-def _check_drafts(vllm_config: "VllmConfig", most: int | None) -> None:
+def _check_drafts(vllm_config: "VllmConfig", max_drafts: int | None) -> None:
     speculative_config = vllm_config.speculative_config
     asked = speculative_config.num_speculative_tokens if speculative_config else 0
-    if most is not None and asked > most:
+    if max_drafts is not None and asked > max_drafts:
         raise UnsupportedError(
             f"--attention-backend headkv does not support {asked} speculative tokens on this "
-            f"platform: use at most {most}"
+            f"platform: use at most {max_drafts}"
         )
 
 
 def _check_chunks(vllm_config: "VllmConfig", settings: Settings) -> None:
-    """A step must have room for the whole window: see `engine.scheduler`."""
+    """Raises UnsupportedError if a step has no room for the window: see `engine.scheduler`."""
     scheduler_config = vllm_config.scheduler_config
     for flag in (
         "max_num_batched_tokens",
@@ -102,7 +106,7 @@ def _check_chunks(vllm_config: "VllmConfig", settings: Settings) -> None:
         if 0 < value < settings.window:
             raise UnsupportedError(
                 f"--{flag.replace('_', '-')} {value} is smaller than the headkv setting "
-                f"window={settings.window}: it must be at least that"
+                f"window={settings.window}: it must be at least {settings.window}"
             )
 
 
@@ -120,7 +124,7 @@ def _sliding_window(vllm_config: "VllmConfig") -> object:
 
 
 def _uses_sinks(vllm_config: "VllmConfig") -> bool:
-    # Other models with sinks have them in sliding-window layers only, which are refused anyway.
+    # Other models have sinks only in sliding-window layers, which another rule refuses.
     is_gpt_oss = _hf(vllm_config, "model_type") == "gpt_oss"
     return is_gpt_oss or bool(_hf(vllm_config, "attention_sinks"))
 
@@ -168,7 +172,7 @@ RULES = (
     Rule(
         "pooling models",
         _if(lambda config: config.model_config.runner_type == "pooling"),
-        "they generate nothing that a smaller cache would serve",
+        "they generate no tokens, so a smaller cache has no use",
     ),
     Rule("MLA", _if(lambda config: config.model_config.use_mla), _ANOTHER_BACKEND),
     Rule(

@@ -20,7 +20,7 @@ from headkv_vllm.request_overrides import FORCED_TOKENS
 
 
 class ForcedTokens(AdapterLogitsProcessor):
-    """Lets nothing but the forced tokens be sampled, one a step, and then anything."""
+    """Forces one given token per step, and then lets the model sample freely."""
 
     @classmethod
     @override
@@ -34,29 +34,30 @@ class ForcedTokens(AdapterLogitsProcessor):
                 f"{FORCED_TOKENS} is {shown(value)}, expected a list of one or more token ids",
                 parameter=FORCED_TOKENS,
             )
-        most = sampling_params.max_tokens
-        if most is not None and len(value) > most:
+        max_tokens = sampling_params.max_tokens
+        if max_tokens is not None and len(value) > max_tokens:
             raise VLLMValidationError(
-                f"{FORCED_TOKENS} holds {len(value)} tokens, but max_tokens is {most}",
+                f"{FORCED_TOKENS} has {len(value)} tokens, but max_tokens is {max_tokens}",
                 parameter=FORCED_TOKENS,
             )
 
     @override
     def is_argmax_invariant(self) -> bool:
-        """No: greedy sampling must see it too."""
+        """False, because forced tokens also apply to greedy sampling."""
         return False
 
     @override
     def new_req_logits_processor(
         self, params: SamplingParams
     ) -> Callable[[list[int], torch.Tensor], torch.Tensor] | None:
-        """What changes the logits of the request with `params`; None when nothing does."""
+        """The function that changes the logits of a request with `params`, or None."""
         token_ids = _given(params)
         return None if token_ids is None else _Forcing(token_ids)
 
 
 class _Forcing:
-    """Of one request. The output so far says which token is next, so preemption changes nothing."""
+    """Forces the tokens of one request. The length of the output gives the next forced token, so
+    forcing also works after a preemption."""
 
     def __init__(self, token_ids: list[int]) -> None:
         self._token_ids = token_ids
@@ -72,13 +73,13 @@ class _Forcing:
         return logits
 
     def _is_known(self, position: int, vocabulary: int) -> bool:
-        # vLLM does not tell `validate_params` the vocabulary, and an error here would end the
-        # engine for all requests. So this one goes unforced, and whoever asked can see it.
+        # `validate_params` does not know the vocabulary, and an error here would end the engine
+        # for all requests. So nothing is forced for this request, and the log says why.
         if self._largest < vocabulary:
             return True
         if position == 0:
             logger.error(
-                "HeadKV: %s holds token %d, but the model knows %d: nothing is forced",
+                "HeadKV: %s has token %d, but the model has %d tokens: nothing is forced",
                 FORCED_TOKENS,
                 self._largest,
                 vocabulary,

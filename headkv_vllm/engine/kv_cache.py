@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's view of our KV cache: the spec of a layer, and the manager of the requests' blocks.
 
-The manager lives in the scheduler's process. It knows how many blocks a request holds, and
-nothing of heads: what the blocks hold is the workers' business.
+The manager runs in the scheduler's process. It knows how many blocks a request holds. It does not
+know heads: the workers decide what the blocks contain.
 """
 
 from collections import Counter
@@ -47,7 +47,7 @@ class HeadKVSpec(FullAttentionSpec):
 
     @override
     def max_num_blocks_per_req(self, vllm_config: VllmConfig, max_len: int) -> int:
-        """Width of a block-table row, whatever budgets are asked for: see `block_row`."""
+        """Width of a block-table row for all budgets that requests may ask for: see `block_row`."""
         settings = read_settings(vllm_config)
         num_compressed_blocks = max_requested_blocks(settings, max_len, self.block_size)
         return num_row_entries(num_compressed_blocks, cdiv(max_len, self.block_size))
@@ -56,8 +56,8 @@ class HeadKVSpec(FullAttentionSpec):
     def max_memory_usage_bytes(self, vllm_config: VllmConfig) -> int:
         """Bytes of one layer for one request: its whole prompt and the compressed blocks.
 
-        Both are held from admission until the prompt is complete. A request that asks for more
-        than the server's own budget is compressed where there is room: see `can_hold`.
+        A request holds both from admission until its prompt is complete. A request with a larger
+        budget than the server's is compressed only if the pool has room: see `can_hold`.
         """
         max_model_len = vllm_config.model_config.max_model_len
         settings = read_settings(vllm_config)
@@ -69,17 +69,16 @@ class HeadKVSpec(FullAttentionSpec):
 class HeadKVManager(FullAttentionManager):
     """Holds each request's blocks as its row, `headkv_vllm.cache.block_row`.
 
-    A row's header entries are null blocks that carry a number in place of a block's: vLLM sends
-    them to the workers as it sends any block's number, and its pool neither frees, hashes nor
-    counts a null block.
+    A row's header entries are null blocks with a number in place of a block number. vLLM sends
+    them to the workers like block numbers, and its pool does not free, hash or count null blocks.
 
-    The scheduler announces each request's budget before it asks for blocks, and withdraws it when
-    the request has ended. A preempted request keeps its budget and loses its row.
+    The scheduler announces each request's budget before it allocates blocks, and withdraws the
+    budget when the request has ended. A preempted request keeps its budget and loses its row.
 
-    num_freed_blocks: prompt blocks that compressed requests have given back so far.
+    num_freed_blocks: prompt blocks that compressed requests have freed so far.
     """
 
-    # The prompt's blocks are shared whole or not at all.
+    # Only full prompt blocks are shared.
     supports_fine_grained_hash_lookup = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -87,7 +86,10 @@ class HeadKVManager(FullAttentionManager):
         self.budgets: dict[str, RequestBudget] = {}
         self.num_freed_blocks = 0
         self.admission: Callable[[str, int], int] = lambda _, num_missing: num_missing
-        """Blocks that must be free for a waiting request to run, which now takes so many."""
+        """Gives the blocks that must be free before a waiting request may run.
+
+        Its arguments are the request's id and the blocks that the request needs now.
+        """
 
     def announce(self, request_id: str, budget: RequestBudget) -> None:
         """Called once, before the first allocation."""
@@ -98,12 +100,12 @@ class HeadKVManager(FullAttentionManager):
         self.budgets.pop(request_id, None)
 
     def can_hold(self, num_tokens: int, num_compressed_blocks: int) -> bool:
-        """Whether the whole pool has room for a request that comes to `num_tokens` tokens.
+        """Whether the whole pool has room for a request of `num_tokens` tokens in total.
 
-        When it resumes after a preemption it holds them all besides its compressed blocks.
+        After a preemption the request holds all its tokens and its compressed blocks.
         """
         num_blocks = cdiv(num_tokens, self.block_size) + num_compressed_blocks
-        return num_blocks < self.block_pool.num_gpu_blocks  # one of which is the null block
+        return num_blocks < self.block_pool.num_gpu_blocks  # one block is the null block
 
     @override
     def get_num_blocks_to_allocate(
@@ -115,10 +117,10 @@ class HeadKVManager(FullAttentionManager):
         apply_admission_cap: bool = False,
         **kwargs: object,
     ) -> int:
-        """Blocks that leave the pool's free list when `num_tokens` tokens get room.
+        """Blocks that the pool must give for `num_tokens` tokens of the request.
 
-        apply_admission_cap: vLLM asks whether a waiting request may run, and the answer is what
-        must be free for it: see `engine.admission`.
+        apply_admission_cap: vLLM asks whether a waiting request may run. The result is then the
+        number of blocks that must be free for it: see `engine.admission`.
         """
         row = self.req_to_blocks.get(request_id)
         num_held = len(row) if row else HEADER_SIZE + len(new_computed_blocks)
@@ -127,7 +129,7 @@ class HeadKVManager(FullAttentionManager):
         return self.admission(request_id, num_missing) if apply_admission_cap else num_missing
 
     def num_held(self, request_id: str) -> int:
-        """Blocks of the pool in the request's row; header entries are none."""
+        """Blocks of the pool in the request's row, without header entries."""
         row = self.req_to_blocks.get(request_id)
         if not row:
             return 0
@@ -139,10 +141,10 @@ class HeadKVManager(FullAttentionManager):
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
     ) -> list[KVCacheBlock]:
-        """Extend the row for `num_tokens` tokens; returns what was added to it.
+        """Extend the row for `num_tokens` tokens. Returns the new entries.
 
-        At the first call the row may hold prefix hits only: the header and the compressed blocks
-        then go in front of them.
+        At the first call the row has prefix hits only. The header and the compressed blocks then
+        go in front of them.
         """
         row = self.req_to_blocks[request_id]
         head = [] if self._has_header(request_id) else self._new_header(request_id)
@@ -161,11 +163,11 @@ class HeadKVManager(FullAttentionManager):
         *,
         replay_boundaries: Sequence[int],
     ) -> None:
-        """Hash the full blocks of the first `num_tokens` tokens, so that others can hit them.
+        """Hash the full blocks of the first `num_tokens` tokens for prefix caching.
 
-        Of a compressed request only the prompt blocks before the window are hashed: what
-        follows was computed from the compressed cache, and is not what its tokens say. The
-        scheduler has cut its list of hashes there.
+        Only the prompt blocks before the observation window of a compressed request are hashed.
+        Later tokens attended the compressed cache, so their entries differ from those of the same
+        tokens without compression. The scheduler cuts the list of hashes at the window.
         """
         request_id = request.request_id
         num_full_blocks = min(num_tokens // self.block_size, len(request.block_hashes))
@@ -189,17 +191,17 @@ class HeadKVManager(FullAttentionManager):
         processed_computed_tokens: int,
         num_prompt_tokens: int | None = None,
     ) -> None:
-        """Give the full prompt blocks of a compressed request back once its prompt is processed.
+        """Free the full prompt blocks of a compressed request when its prompt is processed.
 
-        "Processed" counts finished steps only, so that no step in flight still reads them. They
-        keep their hashes, and serve prefix hits until the pool needs them.
+        "Processed" means that the step has finished, so no running step reads the blocks. The
+        blocks keep their hashes and serve prefix hits until the pool needs them.
         """
         budget = self.budgets.get(request_id)
         if budget is None or not budget.compressed:
             return
         first = self._num_leading_entries(request_id)
         row = self.req_to_blocks.get(request_id, [])
-        if len(row) <= first or row[first].is_null:  # not begun, or given back already
+        if len(row) <= first or row[first].is_null:  # not started, or already freed
             return
         if processed_computed_tokens >= budget.num_prompt_tokens:
             num_held = self.num_held(request_id)
@@ -215,8 +217,10 @@ class HeadKVManager(FullAttentionManager):
             )
 
     def check_integrity(self) -> None:
-        """Every block is free or held, as often as rows hold it; rows agree with their budgets;
-        compressed blocks are private and never hashed.
+        """Assert that the block accounting is right.
+
+        Reference counts equal the number of rows that hold a block. Rows match their budgets.
+        Compressed blocks are private and never hashed.
         """
         self._check_pool()
         owners: dict[int, str] = {}
@@ -241,8 +245,7 @@ class HeadKVManager(FullAttentionManager):
         held = Counter(block.block_id for row in rows for block in row if not block.is_null)
         pool = self.block_pool
         assert {b.block_id: b.ref_cnt for b in pool.blocks if b.ref_cnt > 0} == held
-        # A free block may still be hashed, and serves prefix hits until it is taken. One of the
-        # pool's blocks is its null block.
+        # A free block may still have a hash. One of the pool's blocks is its null block.
         assert pool.get_num_free_blocks() + len(held) == pool.num_gpu_blocks - 1
 
     def _num_leading_entries(self, request_id: str) -> int:
@@ -252,7 +255,7 @@ class HeadKVManager(FullAttentionManager):
         return self._num_leading_entries(request_id) + cdiv(num_tokens, self.block_size)
 
     def _has_header(self, request_id: str) -> bool:
-        # The pool's own null block stands for freed blocks, but never in a row's first place.
+        # Freed blocks are null blocks too, but they are never the first entry of a row.
         row = self.req_to_blocks[request_id]
         return bool(row) and row[0].is_null
 

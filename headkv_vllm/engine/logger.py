@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our logger, under vLLM's, so that its format, its levels and VLLM_LOGGING_LEVEL hold for us."""
+"""The plugin's logger. It is a child of vLLM's, so it has vLLM's format and logging level."""
 
 from vllm.logger import init_logger
 

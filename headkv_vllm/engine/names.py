@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM knows us by. Imports nothing, so that every part of the plugin may import it."""
+"""The names by which vLLM finds the plugin. This module imports nothing."""
 
 PLUGIN_NAME = "headkv"
 """Of our entry points."""
@@ -15,12 +15,12 @@ PLATFORM_PATHS = {
     "vllm.platforms.cuda.CudaPlatform": "headkv_vllm.engine.platforms.cuda.HeadKVCudaPlatform",
     "vllm.platforms.rocm.RocmPlatform": "headkv_vllm.engine.platforms.rocm.HeadKVRocmPlatform",
 }
-"""Ours by vLLM's that each extends."""
+"""Our platform for each of vLLM's platforms that it extends."""
 
 CPU_BLOCK_SIZE = 32
-"""Small blocks give the heads finer budgets; the fastest CPU kernels want multiples of 32."""
+"""Small blocks give finer budgets. The fastest CPU kernels need multiples of 32."""
 GPU_BLOCK_SIZE = 16
-"""What GPU kernels read at once, at least."""
+"""The smallest block size of the GPU kernels."""
 
 FORCED_TOKENS_CLASS = "headkv_vllm.engine.forced_tokens:ForcedTokens"
-"""What `--logits-processors` takes."""
+"""The value for `--logits-processors`."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM calls through our entry points. Nothing here imports vLLM before it is called."""
+"""The functions of our entry points, which vLLM calls. They import vLLM only when called."""
 
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
@@ -11,9 +11,8 @@ from headkv_vllm.engine.names import BACKEND_NAME, PLATFORM_PATHS, PLUGIN_NAME
 def register() -> None:
     """`vllm.general_plugins`: make `--attention-backend headkv` a name that vLLM knows.
 
-    vLLM calls this in every process, and may do so more than once. On a platform that is none of
-    ours, such as that for AMD's zentorch, which would ignore the flag and serve with its own
-    backend, the name stays unknown: vLLM then refuses the flag.
+    vLLM calls this in every process, maybe more than once. On other platforms, such as AMD's
+    zentorch platform, which ignores the flag, the name stays unknown, so vLLM refuses the flag.
     """
     from vllm.platforms import current_platform
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
@@ -23,18 +22,18 @@ def register() -> None:
     if BACKEND_NAME in AttentionBackendEnum.__members__ or path is None:
         return
     register_backend(BACKEND_NAME, path)
-    # A member that was added at run time pickles by value, and a spawned engine process unpickles
-    # its configuration before it loads plugins, when that value is not known yet. Our function in
-    # its place imports this package and registers first. It can go when vLLM loads general
+    # A member that is added at run time pickles by value. A spawned engine process unpickles its
+    # configuration before it loads plugins, so it does not know the value. The function below
+    # imports this package and registers the backend first. It can go when vLLM loads general
     # plugins before it unpickles its configuration.
     AttentionBackendEnum[BACKEND_NAME].__reduce_ex__ = _reduce_backend  # type: ignore[assignment, method-assign]
 
 
 def platform() -> str | None:
-    """`vllm.platform_plugins`: the path of ours that extends the platform vLLM would take.
+    """`vllm.platform_plugins`: the path of our extension of the platform that vLLM detects.
 
-    None where we extend no such platform, or vLLM would take none. None, too, where another plugin
-    has a platform for this machine: vLLM refuses to start with two.
+    None if vLLM detects no platform, or if we do not extend it. None, too, if another plugin has a
+    platform for this machine: vLLM refuses to start with two.
     """
     from vllm.platforms import builtin_platform_plugins
 
@@ -50,7 +49,7 @@ def platform() -> str | None:
         return None
     found = [_detected(plugin) for plugin in builtin_platform_plugins.values()]
     detected = [path for path in found if path is not None]
-    # Where vLLM finds two it says so and ends, which we leave to it.
+    # If there are two platforms, vLLM itself reports an error.
     return PLATFORM_PATHS.get(detected[0]) if len(detected) == 1 else None
 
 
@@ -70,7 +69,7 @@ def _call(entry: EntryPoint) -> Any:
 
 
 def restore_backend() -> Any:
-    """The registered backend member: what its pickle calls in a new process."""
+    """The registered backend member. Unpickling calls this function in a new process."""
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
     register()
@@ -80,18 +79,18 @@ def restore_backend() -> Any:
 def _detected(plugin: Any) -> str | None:
     try:
         path: str | None = plugin()
-    except Exception:  # vLLM takes any failure for a platform that is not there
+    except Exception:  # as in vLLM, a failure means that the platform is not there
         return None
     return path
 
 
 def _serve_explicit_cpu_target() -> None:
-    """Patch: become the platform where vLLM does not ask platform plugins.
+    """Patch: use our CPU platform when vLLM does not call platform plugins.
 
     Symptom: with VLLM_TARGET_DEVICE=cpu the flag is ignored, and the stock backend serves.
-    Cause: for an explicit target vLLM takes its own CPU platform and asks no plugin.
-    Guard: only an instance of exactly the class that ours extends is changed.
-    It can go when vLLM asks platform plugins for an explicit target too.
+    Cause: for an explicit target vLLM uses its own CPU platform and calls no plugin.
+    Guard: only an instance of exactly vLLM's CPU platform class is changed.
+    It can go when vLLM calls platform plugins for an explicit target too.
     """
     from vllm.platforms import current_platform
     from vllm.platforms.cpu import CpuPlatform

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A request's arguments, checked where it comes in: the API server, or the program that asks."""
+"""Checks a request's arguments where it arrives: in the API server or in the user's program."""
 
 from collections.abc import Callable
 
@@ -16,9 +16,9 @@ _verify_extra_args = getattr(SamplingParams, "_verify_extra_args", None)
 
 
 def check_request(settings: Settings | None, params: SamplingParams | PoolingParams) -> None:
-    """settings: those that our backend serves with; None where another one serves.
+    """Raises VLLMValidationError, HTTP 400 for the client, if an argument is not allowed.
 
-    Raises VLLMValidationError, which the client gets as 400.
+    settings: the settings of our backend; None if another backend serves.
     """
     if settings is None:
         return
@@ -33,12 +33,11 @@ def check_request(settings: Settings | None, params: SamplingParams | PoolingPar
 def check_early(served: Callable[[], Settings | None]) -> None:
     """Patch: check a request's arguments as soon as vLLM reads them.
 
-    Symptom: a streamed request with a bad budget is answered with 200, and with an error inside
-    the stream.
-    Cause: vLLM asks the platform to validate a request when it is sent to the engine, which is
-    when the stream is first read, and by then its headers are out.
-    Guard: vLLM's own check of the arguments is a method by the name that we know; where it is
-    not, `Platform.validate_request` alone refuses.
+    Symptom: a streamed request with a wrong budget gets status 200 and an error in the stream.
+    Cause: vLLM validates a request when it is sent to the engine. For a stream this happens at the
+    first read, after the headers are sent.
+    Guard: the patch needs vLLM's method for checking arguments. Without it only
+    `Platform.validate_request` refuses requests.
     It can go when vLLM validates a request before it begins to answer.
     """
     if _verify_extra_args is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's schedulers, which tell the KV-cache manager each request's budget."""
+"""vLLM's schedulers with budgets: they give the KV-cache manager each request's budget."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from headkv_vllm.config import Settings
 from headkv_vllm.engine.admission import Admission
 from headkv_vllm.engine.kv_cache import HeadKVManager
 from headkv_vllm.engine.logger import logger
-from headkv_vllm.engine.metrics.message import message_of
+from headkv_vllm.engine.metrics.definitions import message_of
 from headkv_vllm.engine.metrics.scheduler_counts import SchedulerCounts
 from headkv_vllm.engine.metrics.worker_counts import WorkerCounts, table_path
 from headkv_vllm.engine.settings import read_scores, read_settings
@@ -23,7 +23,7 @@ from headkv_vllm.errors import RequestError
 from headkv_vllm.request_overrides import request_settings
 
 if TYPE_CHECKING:
-    _Stock = Scheduler  # so that what we override is checked
+    _Stock = Scheduler  # mypy checks the overrides
 else:
     _Stock = object
 
@@ -60,10 +60,10 @@ class _HeadKVMixin(_Stock):
     def _budget(self, request: Request) -> RequestBudget:
         block_size, settings = self._manager.block_size, self._request_settings(request)
         budget = request_budget(settings, request.num_prompt_tokens, block_size)
-        if request.resumable:  # its prompt grows, so it has no length to compress
+        if request.resumable:  # its prompt can grow, so its length is not known
             return budget.skipped("resumable")
-        most: int = self.max_model_len
-        num_tokens = min(request.num_prompt_tokens + request.max_tokens, most)
+        max_model_len: int = self.max_model_len
+        num_tokens = min(request.num_prompt_tokens + request.max_tokens, max_model_len)
         if budget.compressed and not self._manager.can_hold(
             num_tokens, budget.num_compressed_blocks
         ):
@@ -71,17 +71,17 @@ class _HeadKVMixin(_Stock):
         return budget
 
     def _request_settings(self, request: Request) -> Settings:
-        """The server's settings with what the request asks for in their place.
+        """The server's settings with the request's own values.
 
-        It has been checked where it came in, see `engine.request_checks`. A request that went
-        another way must not end the engine for all.
+        `engine.request_checks` has checked the request. If a request comes another way, a wrong
+        value must not end the engine for all requests.
         """
         parameters = request.sampling_params
         try:
             return request_settings(self._settings, parameters.extra_args if parameters else None)
         except RequestError as error:
             logger.warning(
-                "HeadKV: request %s gets the server's settings: %s", request.request_id, error
+                "HeadKV: request %s uses the server's settings: %s", request.request_id, error
             )
             return self._settings
 
@@ -89,14 +89,13 @@ class _HeadKVMixin(_Stock):
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
-        """End chunks of a request that is to be compressed where its prompt can be compressed.
+        """End the chunks of a request so that its prompt can be compressed.
 
-        The step that completes the prompt needs the queries of all its last `window` tokens. A
-        chunk that would end among them ends before the first of them instead, so that no worker
-        has to keep queries from one step to the next. A chunk also ends with its prompt: a resumed
-        request has tokens beyond it, but what they attend is decided by the step that completes
-        the prompt. vLLM has this hook for drafters that look ahead of a chunk's end; we keep its
-        own rule and add ours.
+        The step that completes the prompt needs the queries of the whole observation window. So a
+        chunk that would end inside the window ends before it, and no worker has to keep queries
+        between steps. A chunk also ends at the prompt's end: a resumed request has more tokens, but
+        they attend the entries that the step of the prompt's end selects. vLLM has this hook for
+        drafters that look beyond a chunk's end. Its own rule stays, and ours is added.
         """
         num_new_tokens = super()._reserve_prefill_lookahead(
             request, num_computed_tokens, num_new_tokens
@@ -121,7 +120,7 @@ class _HeadKVMixin(_Stock):
 
     @override
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
-        """Let ours ride on vLLM's own; None when nobody wants any."""
+        """vLLM's statistics with our numbers; None if statistics are off."""
         stats = super().make_stats(*args, **kwargs)
         if stats is not None:
             message_of(stats).update(self._scheduler_counts.take_message())
@@ -129,17 +128,17 @@ class _HeadKVMixin(_Stock):
 
     @override
     def _free_blocks(self, request: Request) -> None:
-        # vLLM's last word on a request, however it ends; a preemption does not come here.
+        # vLLM calls this when a request ends in any way, but not for a preemption.
         super()._free_blocks(request)
         self._admission.record(request)
         self._manager.withdraw(request.request_id)
         self._scheduler_counts.forget(request.request_id)
 
     def check_integrity(self) -> None:
-        """The pool's blocks and the requests' rows are whole, and no budget outlives its request.
+        """Assert that the block accounting, the counts and the announced budgets are right.
 
-        In each step under the setting `check_integrity`. A wrong answer is worse than none, so
-        what is found ends the engine, as any error in it does.
+        Each step calls this if the setting `check_integrity` is on. A failed check ends the engine,
+        because a wrong answer is worse than no answer.
         """
         self._manager.check_integrity()
         self._scheduler_counts.check_integrity()
@@ -155,13 +154,12 @@ class HeadKVAsyncScheduler(_HeadKVMixin, AsyncScheduler):
 
 
 def _end_hashes(request: Request, num_blocks: int) -> None:
-    """Let the request hit and offer `num_blocks` blocks of the prefix cache, and no more.
+    """Limit the request's prefix caching to its first `num_blocks` blocks.
 
-    A hit beyond them would leave the window's queries uncomputed, or put tokens that were
-    computed from a full cache behind a compressed prompt (a longer prompt may have cached what
-    a preempted request has generated). vLLM looks up and caches no further than a request's list
-    of hashes goes, so the list ends there and, without its hasher (a private name of vLLM's),
-    grows no more.
+    With a longer hit the window's queries would not be computed, or tokens that attended a full
+    cache would follow a compressed prompt (a longer prompt may have cached the tokens that a
+    preempted request has generated). vLLM looks up and caches only the hashes in the request's
+    list. So the list is cut, and without its hasher (a private name of vLLM's) it does not grow.
     """
     del request.block_hashes[num_blocks:]
     request._block_hasher = None

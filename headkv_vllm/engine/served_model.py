@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one of vLLM's API servers knows of the model that it serves."""
+"""The served model, as vLLM's API server knows it."""
 
 from argparse import Namespace
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from headkv_vllm.config import Settings
 from headkv_vllm.engine.platforms.platform import is_selected
 from headkv_vllm.engine.settings import model_dtype, read_settings, served_scores
 from headkv_vllm.errors import SettingsError
-from headkv_vllm.head_scores.served import ServedScores
+from headkv_vllm.head_scores.scores import ServedScores
 
 
 @dataclass(frozen=True)
 class ServedModel:
     """A model that is served with our backend.
 
-    names: by which requests ask for it. bytes_per_element: of a key, and of a value.
-    num_blocks: vLLM blocks of all engines behind this server; None where it was not told.
+    names: the model names that requests may use. bytes_per_element: of keys and values.
+    num_blocks: vLLM blocks of all engines behind this server; None if not known.
     """
 
     names: tuple[str, ...]
@@ -50,14 +50,14 @@ class ServedModel:
                 prompt, self.renderer.default_cmpl_tok_params
             )
         except VLLMValidationError as error:
-            raise SettingsError(f"text cannot be a prompt here: {error.args[0]}") from None
+            raise SettingsError(f"text cannot be a prompt: {error.args[0]}") from None
         return len(tokens["prompt_token_ids"])
 
 
 def served_model(engine_client: EngineClient, arguments: Namespace) -> ServedModel | None:
-    """The model behind `engine_client`; None when it is served with another backend.
+    """The model of `engine_client`; None if it has another backend.
 
-    arguments: those of `vllm serve`.
+    arguments: the arguments of `vllm serve`.
     """
     vllm_config: VllmConfig = engine_client.vllm_config
     if not is_selected(vllm_config):
@@ -79,5 +79,5 @@ def served_model(engine_client: EngineClient, arguments: Namespace) -> ServedMod
 
 
 def metrics_registry() -> CollectorRegistry:
-    """What /metrics shows, of all API servers where there are several."""
+    """The registry of /metrics, with the metrics of all API servers."""
     return get_prometheus_registry()

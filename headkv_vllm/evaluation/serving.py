@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The servers that are asked: stock vLLM, ours, or one that the user started."""
+"""The servers of an evaluation: stock vLLM, ours, or one that the user started."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from headkv_vllm.engine.names import FORCED_TOKENS_CLASS
-from headkv_vllm.evaluation.asking import served_model
-from headkv_vllm.evaluation.cells import GIVEN, Compression
+from headkv_vllm.errors import EvaluationError
+from headkv_vllm.evaluation.cells import GIVEN, CellCompression
+from headkv_vllm.evaluation.client import served_model
 from headkv_vllm.evaluation.request import EvalRequest
-from headkv_vllm.evaluation.results import EvaluationError
 from headkv_vllm.server.process import ServerError, ServerProcess
 
 START_TIMEOUT: Final = 1800.0
@@ -19,47 +19,48 @@ SERVED_NAME: Final = "evaluated"
 
 
 @dataclass(frozen=True)
-class Server:
-    """A server, and the compressions that are asked of it.
+class EvaluatedServer:
+    """A server and the compressions that it serves.
 
-    Ours serves them all at once: each request brings its own. They share one prefix cache, so a
-    prompt is computed once however many of them follow.
+    Our server serves all compressions at once: each request brings its own. They share one prefix
+    cache, so a prompt is computed once for all of them.
     """
 
     name: Literal["stock", "headkv", "given"]
-    compressions: tuple[Compression, ...]
+    compressions: tuple[CellCompression, ...]
 
     @property
     def is_ours(self) -> bool:
         return self.name == "headkv"
 
-    def arguments(self, compression: Compression) -> dict[str, Any]:
-        """The `vllm_xargs` of a request; other servers know none."""
+    def arguments(self, compression: CellCompression) -> dict[str, Any]:
+        """The `vllm_xargs` of a request. Servers other than ours get none."""
         return compression.request_arguments() if self.is_ours else {}
 
 
-def servers_of(request: EvalRequest) -> list[Server]:
-    """Those that `request` needs, the uncompressed one first."""
-    if request.compressions == (Compression(GIVEN),):
-        return [Server("given", request.compressions)]
+def servers_for(request: EvalRequest) -> list[EvaluatedServer]:
+    """The servers that `request` needs, the one without compression first."""
+    if request.compressions == (CellCompression(GIVEN),):
+        return [EvaluatedServer("given", request.compressions)]
     stock = [one for one in request.compressions if request.stock and not one.is_compressed]
     ours = [one for one in request.compressions if one not in stock]
     return [
-        *([Server("stock", tuple(stock))] if stock else []),
-        *([Server("headkv", tuple(ours))] if ours else []),
+        *([EvaluatedServer("stock", tuple(stock))] if stock else []),
+        *([EvaluatedServer("headkv", tuple(ours))] if ours else []),
     ]
 
 
 @contextmanager
 def serving(
     request: EvalRequest,
-    server: Server,
+    server: EvaluatedServer,
     waiting: Callable[[float], None] = lambda elapsed: None,
 ) -> Iterator[tuple[str, str]]:
-    """Address and model name of `server`, which ends with the block.
+    """Starts `server`, gives its address and model name, and stops it at the end of the block.
 
-    With a URL in `request` it is the one there, which goes on. Raises ServerError where none
-    starts, and EvaluationError where none answers. What the server prints goes to a file in `out`.
+    If `request` has a URL, the server there is used and keeps running. Raises ServerError when no
+    server starts, and EvaluationError when none answers. The server's output goes to a file in
+    the folder `out`.
     """
     if request.url is not None:
         yield request.url, served_model(request.url)
@@ -78,7 +79,7 @@ def serving(
             raise
 
 
-def serve_arguments(request: EvalRequest, server: Server) -> list[str]:
+def serve_arguments(request: EvalRequest, server: EvaluatedServer) -> list[str]:
     """What follows `vllm serve` for `server`."""
     arguments = [request.model, "--served-model-name", SERVED_NAME]
     arguments += ["--dtype", request.dtype]
@@ -89,7 +90,7 @@ def serve_arguments(request: EvalRequest, server: Server) -> list[str]:
     if server.is_ours:
         settings = json.dumps({"headkv": request.server_settings})
         arguments += ["--attention-backend", "headkv", "--additional-config", settings]
-        # Stock vLLM keeps its own: its backends do not all take the same ones.
+        # Stock vLLM keeps its own block size, because its backends allow different sizes.
         arguments += ["--block-size", str(request.block_size)]
     if request.question_agnostic:
         arguments += ["--logits-processors", FORCED_TOKENS_CLASS]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a checkpoint's files are: in the user's folder, or in the cache of the Hugging Face hub."""
+"""Finds the files of a checkpoint: in the user's folder, or in the Hugging Face hub's cache."""
 
 import os.path
 from pathlib import Path
@@ -19,16 +19,16 @@ from headkv_vllm.output.libraries import one_line, quiet
 
 NEEDED_FILES: Final = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 UNNEEDED_FILES: Final = ("*/*", "consolidated*")
-"""Other formats of the same weights, which some repositories have beside them."""
+"""Some repositories have these other formats of the same weights."""
 
 
 def find_checkpoint_folder(
     model: str, revision: str | None = None, files: tuple[str, ...] = NEEDED_FILES
 ) -> Path:
-    """The folder `model`, or that of the hub's `model` in the cache.
+    """The folder `model`, or the folder in the hub's cache that has the files of `model`.
 
-    Of the hub's model those of `files` that the cache lacks are downloaded, with a progress bar.
-    Raises ModelError when it is neither or cannot be had, SettingsError for a folder's revision.
+    Missing `files` of a hub's model are downloaded, with a progress bar. Raises ModelError when
+    there is no such model or the download fails, SettingsError for a revision of a folder.
     """
     if os.path.isdir(model):
         if revision is not None:
@@ -45,15 +45,15 @@ def find_checkpoint_folder(
                 )
             )
     except HFValidationError:
-        reason = "no such folder, and no valid name of a model on the hub"
+        reason = "no such folder, and not a valid name of a model on the hub"
     except GatedRepoError:
-        reason = "on the hub, but its access is restricted: log in with `hf auth login`"
+        reason = "access to this model on the hub is restricted: log in with `hf auth login`"
     except RepositoryNotFoundError:
-        reason = "no folder, and not on the hub; a private model needs `hf auth login`"
+        reason = "no such folder, and not on the hub; a private model needs `hf auth login`"
     except RevisionNotFoundError:
-        reason = f"on the hub, but has no revision {shown(revision)}"
+        reason = f"the model on the hub has no revision {shown(revision)}"
     except LocalEntryNotFoundError:
-        reason = "no folder, not in the hub's cache, and the hub cannot be reached"
-    except Exception as error:  # its own, and those of whichever HTTP library it uses
-        reason = f"not to be had from the hub: {one_line(error)}"
+        reason = "no such folder, not in the hub's cache, and the hub cannot be reached"
+    except Exception as error:  # errors of huggingface_hub and of the HTTP library that it uses
+        reason = f"the hub's files cannot be loaded: {one_line(error)}"
     raise ModelError(f"{shown(model)}: {reason}")

@@ -2,28 +2,27 @@
 """The score file: a JSON document with one score per query head, see scores/README.md."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
 
-from headkv_vllm.errors import ScoreFileError, shown
+from headkv_vllm.arrays import FloatArray
+from headkv_vllm.errors import ScoreFileError, explain
 from headkv_vllm.head_scores.identity import ModelIdentity
+from headkv_vllm.output.files import write_whole
 
 SCHEMA_VERSION = 1
 MAX_FILE_BYTES = 64 * 2**20
 
-# Not strict about the sequence's type, so that lists do as well as tuples.
-Row = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False)]
+# Lists are allowed as well as tuples.
+LayerScores = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False)]
 _CONFIG = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ScoredModel(BaseModel):
-    """The model that was scored: a name for people, and the identity that is compared."""
+    """The scored model: a name for people, and the identity that is compared with others."""
 
     model_config = _CONFIG
 
@@ -32,12 +31,12 @@ class ScoredModel(BaseModel):
 
 
 class Provenance(BaseModel):
-    """How the scores came about; what is unknown, as in an imported file, is left out.
+    """How the scores were measured. Unknown fields, as in an imported file, are left out.
 
-    num_accepted: of the samples, those whose answer was right and that the scores are from.
-    lengths: prompt lengths of the samples, in tokens. data: what the samples are.
-    template, chat: how a sample became a prompt. answers: whose the scored ones were, the samples'
-        ("forced") or the model's ("generated"). dtype: what the model computed in.
+    num_accepted: the number of samples with a right answer; the scores come from these samples.
+    lengths: prompt lengths of the samples, in tokens. data: a description of the samples.
+    template, chat: how a sample became a prompt. answers: "forced" if the samples' answers were
+        scored, "generated" if the model's were. dtype: the dtype of the model's computation.
     """
 
     model_config = _CONFIG
@@ -67,17 +66,17 @@ class ScoreFile(BaseModel):
     model: ScoredModel
     method: str = Field(min_length=1)
     provenance: Provenance
-    scores: tuple[Row, ...] = Field(strict=False)
+    scores: tuple[LayerScores, ...] = Field(strict=False)
 
     @property
-    def values(self) -> npt.NDArray[np.float64]:
+    def values(self) -> FloatArray:
         """The scores as an array [num_layers, num_heads]."""
         return np.array(self.scores, dtype=np.float64)
 
     @field_validator("schema_version", mode="before")
     @classmethod
     def _is_no_truth_value(cls, value: object) -> object:
-        return str(value) if isinstance(value, bool) else value  # True would do for 1
+        return str(value) if isinstance(value, bool) else value  # pydantic accepts True for 1
 
     @model_validator(mode="after")
     def _scores_have_the_models_shape(self) -> Self:
@@ -99,39 +98,32 @@ class ScoreFile(BaseModel):
 def read_score_file(path: Path) -> ScoreFile:
     """Read and check the score file at `path`.
 
-    Raises ScoreFileError, one line naming the file and what was expected, when it is missing,
-    larger than MAX_FILE_BYTES, no JSON, of another schema version or against the schema.
+    Raises ScoreFileError, one line with the file and the expected content, when the file is
+    missing, larger than MAX_FILE_BYTES, not JSON, or does not match the schema and its version.
     """
     try:
         return ScoreFile.model_validate_json(_read_bytes(path))
     except ValidationError as error:
-        raise _unusable(path, _explain(error)) from None
+        raise _unusable(path, explain(error, ScoreFile, first_key="schema_version")) from None
 
 
 def write_score_file(path: Path, file: ScoreFile) -> None:
-    """Write `file` to `path` at once or not at all; the same contents give the same bytes.
+    """Write `file` to `path`, completely or not at all. The same contents give the same bytes.
 
-    Raises ScoreFileError when the folder cannot be written to.
+    Raises ScoreFileError when the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as stream:
-            stream.write(_to_json(file).encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
+        write_whole(path, _to_json(file).encode())
     except OSError as error:
         raise ScoreFileError(
             f"score file {str(path)!r} cannot be written: {error.strerror}"
         ) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_fits(file: ScoreFile, identity: ModelIdentity, path: Path) -> None:
-    """Raise ScoreFileError unless the model `identity` has the heads that `file` has scores of.
+    """Raise ScoreFileError unless `file`, read from `path`, fits the model `identity`.
 
-    file: read from `path`. That is so when architecture and sizes are the same.
+    A file fits when its architecture and its sizes are those of the model.
     """
     made_for = file.model.identity
     for field in made_for.differences(identity):
@@ -145,38 +137,14 @@ def _read_bytes(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise _unusable(path, "it is no regular file")
+            raise _unusable(path, "it is not a regular file")
         if size > MAX_FILE_BYTES:
             raise _unusable(path, f"it has {size} bytes, expected at most {MAX_FILE_BYTES}")
         return path.read_bytes()
     except OSError as error:
-        raise _unusable(path, f"cannot be read ({error.strerror}), expected a JSON file") from None
-
-
-def _explain(error: ValidationError) -> str:
-    first = min(error.errors(), key=_rank)
-    where = _location(first["loc"])
-    match first["type"]:
-        case "value_error":
-            return str(first["ctx"]["error"])
-        case "json_invalid":
-            return f"it is not valid JSON, or cut short: {first['ctx']['error']}"
-        case "missing":
-            return f"{where} is missing"
-        case "extra_forbidden":
-            return f"{where} is not a key of schema version {SCHEMA_VERSION}"
-    expected = first["msg"].replace("Input should be ", "expected ")
-    return f"{where or 'the document'} is {shown(first['input'])}, {expected}"
-
-
-def _rank(found: ErrorDetails) -> tuple[bool, bool]:
-    """Another version explains everything else, and an unknown key a missing one."""
-    return found["loc"] != ("schema_version",), found["type"] != "extra_forbidden"
-
-
-def _location(parts: tuple[int | str, ...]) -> str:
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
-    return text.removeprefix(".")
+        raise _unusable(
+            path, f"it cannot be read ({error.strerror}), expected a JSON file"
+        ) from None
 
 
 def _unusable(path: Path, reason: str) -> ScoreFileError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which model a set of head scores belongs to."""
+"""The identity of a model, which says whether a set of head scores belongs to it."""
 
 import hashlib
 import json
@@ -32,17 +32,17 @@ class ModelIdentity(BaseModel):
     fingerprint: str = Field(pattern="^[0-9a-f]{64}$")
 
     def differences(self, other: Self) -> list[str]:
-        """The names of the fields in which `other` differs, but for the fingerprint.
+        """The names of the fields that differ in `other`, without the fingerprint.
 
-        Without any, each model can be served with the other's scores; whether it should be, only
-        whoever knows both can say.
+        If there are none, each model can be served with the other's scores. Only the user knows
+        whether the scores suit the model.
         """
         names = [name for name in type(self).model_fields if name != "fingerprint"]
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
 def identify_checkpoint(folder: Path) -> ModelIdentity:
-    """The identity of the Hugging Face checkpoint in `folder`; reads no weights, only headers.
+    """The identity of the Hugging Face checkpoint in `folder`. Reads headers only, no weights.
 
     Raises ScoreFileError when config.json or the safetensors headers are missing or unusable.
     """
@@ -52,8 +52,8 @@ def identify_checkpoint(folder: Path) -> ModelIdentity:
 def identify(config: Mapping[str, Any], weight_shapes: WeightShapes) -> ModelIdentity:
     """The identity of a model with a Hugging Face `config` and weights of `weight_shapes`.
 
-    The language model's sizes are taken from `text_config` where there is one.
-    Raises ScoreFileError when the config lacks a size or the sizes do not go together.
+    If there is a `text_config`, the sizes of the language model come from it.
+    Raises ScoreFileError when the config lacks a size, or when sizes contradict each other.
     """
     text = {**config, **(config.get("text_config") or {})}
     num_heads = _size(text, "num_attention_heads")
@@ -94,7 +94,7 @@ def read_weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
                 for name in weights.keys():  # noqa: SIM118 (not a dict)
                     shapes[name] = tuple(weights.get_slice(name).get_shape())
         except (OSError, SafetensorError) as error:
-            raise ScoreFileError(f"{path} is no readable safetensors file: {error}") from None
+            raise ScoreFileError(f"{path} is not a readable safetensors file: {error}") from None
     return shapes
 
 
@@ -120,7 +120,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "not valid JSON"
         raise ScoreFileError(f"{path} cannot be read: {reason}") from None
     if not isinstance(data, dict):
-        raise ScoreFileError(f"{path} must hold a JSON object, not {shown(data)}")
+        raise ScoreFileError(f"{path} must contain a JSON object, not {shown(data)}")
     return data
 
 
@@ -140,7 +140,7 @@ def _head_size(config: Mapping[str, Any], num_heads: int) -> int:
     if hidden_size % num_heads:
         raise ScoreFileError(
             f"config.json: hidden_size {hidden_size} must be a multiple of num_attention_heads "
-            f"{num_heads}, or head_dim be given"
+            f"{num_heads}, or head_dim must be given"
         )
     return hidden_size // num_heads
 

@@ -1,25 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file of another program, and the head scores that an importer reads from it."""
+"""A file of another program, and the checked head scores that an importer reads from it."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from headkv_vllm.arrays import FloatArray
 from headkv_vllm.errors import ScoreFileError
 from headkv_vllm.head_scores.identity import ModelIdentity
 
-FloatArray = npt.NDArray[np.float64]
-
-
 MAX_SOURCE_BYTES = 256 * 2**20
-"""Room for thousands of samples of every head of the largest models."""
+"""Enough for thousands of samples of each head of the largest models."""
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFile:
     """A file's path and its bytes."""
 
     path: Path
@@ -30,25 +27,25 @@ class Source:
         return hashlib.sha256(self.data).hexdigest()
 
     def text(self) -> str:
-        """The contents as UTF-8. Raises ScoreFileError when they are none."""
+        """The contents as text. Raises ScoreFileError when they are not UTF-8."""
         try:
             return self.data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise self.unusable(f"byte {error.start} is no UTF-8, expected a text file") from None
+            raise self.unusable(f"byte {error.start} is not UTF-8, expected text") from None
 
     def unusable(self, reason: str) -> ScoreFileError:
         return not_imported(self.path, reason)
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path) -> SourceFile:
     """The file at `path`. Raises ScoreFileError when it cannot be read or is too large."""
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise not_imported(path, "it is no regular file")
+            raise not_imported(path, "it is not a regular file")
         if size > MAX_SOURCE_BYTES:
             raise not_imported(path, f"it has {size} bytes, expected at most {MAX_SOURCE_BYTES}")
-        return Source(path, path.read_bytes())
+        return SourceFile(path, path.read_bytes())
     except OSError as error:
         raise not_imported(path, f"it cannot be read ({error.strerror})") from None
 
@@ -59,15 +56,15 @@ def not_imported(path: Path, reason: str) -> ScoreFileError:
 
 
 @dataclass(frozen=True, eq=False)
-class Imported:
-    """Checked scores [num_layers, num_heads], the file that they are from, its samples if known.
+class ImportedScores:
+    """Scores of another program. num_samples: the number of its samples, if known.
 
-    scores: one per query head, finite, not negative, at least one above zero.
-    Raises ScoreFileError when they are not.
+    scores: [num_layers, num_heads], one per query head, finite, not negative, at least one above
+        zero. Raises ScoreFileError when they are not.
     """
 
     scores: FloatArray
-    source: Source
+    source: SourceFile
     num_samples: int | None = None
 
     def __post_init__(self) -> None:
@@ -83,8 +80,9 @@ class Imported:
 
 
 def spread_to_query_heads(values: FloatArray, identity: ModelIdentity) -> FloatArray:
-    """Every query head gets the value of its KV head: [num_layers, num_kv_heads or num_heads].
+    """Gives every query head the value of its KV head: [num_layers, num_heads].
 
-    `fold_query_heads` gives the KV heads' values back by mean and by max, and by sum a multiple.
+    values: [num_layers, num_kv_heads or num_heads]. `fold_query_heads` with "mean" or "max" gives
+    the values of the KV heads again, and with "sum" a multiple of them.
     """
     return np.repeat(values, identity.num_heads // values.shape[1], axis=1)

@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 def find_bundled(identity: ModelIdentity, folder: Path | None = None) -> Path | None:
-    """The first score file, by name, with the fingerprint of `identity`; None without one.
+    """The first score file, by name, with the fingerprint of `identity`, or None.
 
-    Searches `folder`, by default the bundled score files. A file that cannot be used is passed
-    over with a warning: it must not keep other models from starting.
+    Searches `folder`, by default the bundled score files. An unusable file is skipped with a
+    warning, so that other models can start.
     """
     identities = _identities(folder or scores_dir())
     return next(
@@ -28,9 +28,9 @@ def find_bundled(identity: ModelIdentity, folder: Path | None = None) -> Path | 
 
 
 def bundled_alike(identity: ModelIdentity, folder: Path | None = None) -> tuple[str, ...]:
-    """The names of the score files of models with the architecture and the sizes of `identity`.
+    """The names of the score files for models with the architecture and sizes of `identity`.
 
-    A quantised copy of such a model, or one that was tuned and has other weights, has them too.
+    A quantised or tuned copy of such a model has the same architecture and sizes.
     """
     identities = _identities(folder or scores_dir())
     return tuple(path.stem for path, made_for in identities if not made_for.differences(identity))
@@ -41,13 +41,13 @@ def _identities(folder: Path) -> Iterator[tuple[Path, ModelIdentity]]:
         try:
             yield path, read_score_file(path).model.identity
         except ScoreFileError as error:
-            logger.warning("passed over: %s", error)
+            logger.warning("skipped: %s", error)
 
 
 def find_score_file(text: str) -> Path:
-    """The score file that a user means by `text`: a file's path, or else a bundled file's name.
+    """The score file that `text` names: the path of a file, or the name of a bundled file.
 
-    Raises ScoreFileError when it is neither.
+    Raises ScoreFileError when there is no such file.
     """
     path = os.path.expanduser(text)
     if os.path.isfile(path):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a set of head scores looks like, and how alike two sets are."""
+"""Statistics of head scores: the distribution of a set, and the agreement of two sets."""
 
 import warnings
 from dataclasses import dataclass
@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats  # type: ignore[import-untyped]
 
+from headkv_vllm.arrays import FloatArray
 from headkv_vllm.errors import ScoreFileError
-
-FloatArray = npt.NDArray[np.float64]
 
 TOP_SHARE = 0.05
 COMPARED_HEADS = 100
@@ -19,7 +18,7 @@ COMPARED_HEADS = 100
 
 @dataclass(frozen=True)
 class RankedHead:
-    """A head, its score, and which share of the sum of all scores that is."""
+    """A head, its score, and the score's share of the sum of all scores."""
 
     layer: int
     head: int
@@ -28,13 +27,13 @@ class RankedHead:
 
 
 @dataclass(frozen=True)
-class Summary:
+class ScoreSummary:
     """How the scores of [num_layers, num_heads] heads are distributed. Shares are 0..1.
 
     top: the heads with the highest scores, highest first.
-    share_top_5_percent: share of the sum that the highest num_top_5_percent heads hold, 5 % of
-        all heads, rounded up.
-    num_heads_for_half: the least number of heads that hold half of the sum.
+    num_top_5_percent: 5 % of all heads, rounded up.
+    share_top_5_percent: the share of the sum that the highest num_top_5_percent heads have.
+    num_heads_for_half: the minimum number of heads that have half of the sum.
     layer_shares: share of the sum in each layer.
     """
 
@@ -48,13 +47,13 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """How alike two sets of scores are.
+class ScoreComparison:
+    """The agreement of two sets of scores.
 
-    pearson, spearman: correlations over all heads, None where a set has one value throughout.
-    num_top: how many of the highest heads of each set are compared: COMPARED_HEADS, but no more
-        than half of all heads, as all heads are the same in any two sets.
-    top_overlap: share of those that are the same heads, 0..1.
+    pearson, spearman: correlations over all heads; None if all scores of a set are equal.
+    num_top: how many of the highest heads of each set are compared: COMPARED_HEADS, but at most
+        half of all heads, because the sets of all heads are always equal.
+    top_overlap: the share of the compared heads that both sets have, 0..1.
     """
 
     pearson: float | None
@@ -63,8 +62,8 @@ class Comparison:
     top_overlap: float
 
 
-def summarise(values: FloatArray, top: int = 10) -> Summary:
-    """The distribution of the scores [num_layers, num_heads]; `top` heads are named.
+def summarise(values: FloatArray, top: int = 10) -> ScoreSummary:
+    """The distribution of the scores [num_layers, num_heads], with the `top` highest heads.
 
     Of heads with the same score, the lower layer, then the lower head comes first.
     Raises ScoreFileError unless scores are finite and not negative, and one is above zero.
@@ -73,7 +72,7 @@ def summarise(values: FloatArray, top: int = 10) -> Summary:
     ranking = _ranking(values)
     cumulated = np.cumsum(shares.ravel()[ranking])
     num_top = ceil(values.size * TOP_SHARE)
-    return Summary(
+    return ScoreSummary(
         num_layers=values.shape[0],
         num_heads=values.shape[1],
         top=tuple(_ranked(values, shares, int(index)) for index in ranking[:top]),
@@ -84,8 +83,8 @@ def summarise(values: FloatArray, top: int = 10) -> Summary:
     )
 
 
-def compare(a: FloatArray, b: FloatArray) -> Comparison:
-    """How alike the scores `a` and `b` are, both [num_layers, num_heads].
+def compare(a: FloatArray, b: FloatArray) -> ScoreComparison:
+    """The agreement of the scores `a` and `b`, both [num_layers, num_heads].
 
     Of heads with the same score, the lower layer, then the lower head counts as the higher one.
     Raises ScoreFileError when their shapes differ, and as `summarise` does.
@@ -93,11 +92,11 @@ def compare(a: FloatArray, b: FloatArray) -> Comparison:
     if a.shape != b.shape:
         sizes = " and ".join("{} layers x {} heads".format(*array.shape) for array in (a, b))
         raise ScoreFileError(f"scores of {sizes} cannot be compared, expected the same shape")
-    # Correlations are of the shares: they are the same, and cannot overflow.
+    # The correlations of the shares are those of the scores, but cannot overflow.
     left, right = _shares(a).ravel(), _shares(b).ravel()
     num_top = max(1, min(COMPARED_HEADS, a.size // 2))
     common = np.intersect1d(_ranking(a)[:num_top], _ranking(b)[:num_top])
-    return Comparison(
+    return ScoreComparison(
         pearson=_correlation(left, right),
         spearman=_correlation(stats.rankdata(left), stats.rankdata(right)),
         num_top=num_top,
@@ -108,7 +107,7 @@ def compare(a: FloatArray, b: FloatArray) -> Comparison:
 def _shares(values: FloatArray) -> FloatArray:
     if not (np.isfinite(values) & (values >= 0)).all() or not values.any():
         raise ScoreFileError("scores must be finite and not negative, and one above zero")
-    # Scaled first, so that the sum of finite scores does not overflow.
+    # The scores are scaled first, so that the sum of finite scores cannot overflow.
     scaled = values / values.max()
     return np.asarray(scaled / scaled.sum())
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny bundled Llama that really retrieves: vocabulary, tasks, trainer, checkpoint and scores."""
+"""The needle model: a tiny bundled Llama that retrieves keys, with its tasks and its scores."""
 
-from headkv_vllm.needle.paths import checkpoint_path
+from pathlib import Path
 
-__all__ = ["checkpoint_path"]
+
+def checkpoint_path() -> Path:
+    """The folder of the bundled model in Hugging Face format, which vLLM can serve."""
+    return Path(__file__).parent / "checkpoint"

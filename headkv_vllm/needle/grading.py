@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of an answer is right: word by word, and question by question."""
+"""Grades an answer of the needle model by words and by questions."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ _VALUES = frozenset(VALUES)
 
 @dataclass(frozen=True)
 class Grade:
-    """Of one answer: value words said in the right place, and questions answered in full."""
+    """The grade of an answer: value words in the right place, and completely right questions."""
 
     values_right: int
     values: int
@@ -21,9 +21,9 @@ class Grade:
 def grade(answer: str, generated: str) -> Grade:
     """Compare generated text with the expected answer.
 
-    A question counts as answered when its whole entry, from the key to `;`, stands in the same
-    place among the generated entries; what follows the last entry or EOS is not looked at. A value
-    counts when it stands in the same place of its entry.
+    A question is right when its complete entry, from the key to `;`, has the same place among the
+    generated entries. Text after the last entry or after EOS is ignored. A value is right when it
+    has the same place in its entry.
     """
     expected, said = entries(answer), entries(generated)
     said += [()] * (len(expected) - len(said))
@@ -42,7 +42,7 @@ def grade(answer: str, generated: str) -> Grade:
 
 
 def entries(text: str) -> list[tuple[str, ...]]:
-    """The entries of an answer, each with its closing `;`; a last one may lack it."""
+    """The entries of an answer, each with its `;` at the end. The last one may lack it."""
     found: list[tuple[str, ...]] = []
     words: list[str] = []
     for word in text.split():

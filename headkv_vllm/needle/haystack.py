@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Needles, what can be asked about them, and the filler text that hides them."""
+"""Needles, the answers about them, and the filler text that hides them."""
 
 from dataclasses import dataclass
 
@@ -21,11 +21,11 @@ Words = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Entry:
-    """What the text says about one key.
+    """The needles about one key.
 
-    answer: what the model replies when it is asked for the key.
-    evidence: the needles that the answer is read from, in the order in which they are needed.
-    distractors: needles about the key that the answer must not be read from.
+    answer: the right answer to a question for the key.
+    evidence: the needles that contain the answer, in the order in which they are needed.
+    distractors: needles about the key that contain a wrong answer.
     """
 
     key: str
@@ -35,8 +35,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Haystack:
-    """Words, BOS first, and where in them each needle stands: `spans[needle] = (start, end)`."""
+class NeedleHaystack:
+    """Words with BOS first, and the place of each needle: `spans[needle] = (start, end)`."""
 
     words: Words
     entries: dict[str, Entry]
@@ -45,9 +45,9 @@ class Haystack:
 
 @dataclass(frozen=True)
 class EntryCounts:
-    """How many entries of each kind, and how many values they have.
+    """The number of entries of each kind, and the number of their values.
 
-    long: its needle has `long_values` values. pointers: may not outnumber the plain entries.
+    long: entries with `long_values` values. pointers: at most as many as the plain entries.
     """
 
     num_values: int
@@ -59,20 +59,20 @@ class EntryCounts:
 
 
 def plain_entry(key: str, values: Words) -> Entry:
-    """`key value .. value ;`, answered word by word."""
+    """`key value .. value ;`; the answer is the same words."""
     needle = (key, *values, END)
     return Entry(key, needle, (needle,))
 
 
 def pointer_entry(key: str, target: Entry) -> Entry:
-    """`key target ;`: the values stand in the target's needle; the answer says both keys."""
+    """`key target ;`: the target's needle has the values. The answer contains both keys."""
     return Entry(key, (key, *target.answer), ((key, target.key, END), *target.evidence))
 
 
 def disputed_entry(key: str, places: tuple[str, str], values: tuple[Words, Words]) -> Entry:
     """Two statements `key place value .. value ;`, and the fact `key near place ;` for the first.
 
-    The answer is the statement that the fact holds for; the other one is a distractor.
+    The answer is the statement with the place of the fact. The other statement is a distractor.
     """
     right, wrong = ((key, p, *v, END) for p, v in zip(places, values, strict=True))
     fact = (key, NEAR, places[0], END)
@@ -82,8 +82,8 @@ def disputed_entry(key: str, places: tuple[str, str], values: tuple[Words, Words
 def draw_entries(rng: np.random.Generator, counts: EntryCounts) -> dict[str, list[Entry]]:
     """Draw entries by kind: `plain`, `long`, `disputed` and `pointers`, in this order.
 
-    All keys and places differ, and so do all values as long as the 256 words last. There are
-    places for seven disputed entries; callers keep to that.
+    All keys and places differ. All values differ too if at most 256 are needed. At most seven
+    disputed entries are allowed, because there are 14 places.
     """
     owners = counts.plain + counts.long + counts.disputed
     keys = _draw_words(rng, KEYS, owners + counts.pointers)
@@ -106,14 +106,14 @@ def draw_entries(rng: np.random.Generator, counts: EntryCounts) -> dict[str, lis
 
 
 def needles_of(entries: list[Entry]) -> list[Words]:
-    """Each needle that the entries need in the text, once."""
+    """All needles of the entries, without repetition."""
     return list(dict.fromkeys(needle for e in entries for needle in (*e.evidence, *e.distractors)))
 
 
-def bury(rng: np.random.Generator, entries: list[Entry], length: int) -> Haystack:
-    """Scatter the entries' needles in random order over filler, `length` words in all with BOS.
+def bury(rng: np.random.Generator, entries: list[Entry], length: int) -> NeedleHaystack:
+    """Hide the entries' needles in filler, in random order. The result has `length` words with BOS.
 
-    `length` must leave room for the needles (callers check).
+    `length` must leave room for the needles.
     """
     needles = needles_of(entries)
     room = length - 1 - sum(map(len, needles))
@@ -128,11 +128,11 @@ def bury(rng: np.random.Generator, entries: list[Entry], length: int) -> Haystac
         spans[needle] = (len(words), len(words) + len(needle))
         words += needle
     words += filler[taken:]
-    return Haystack(tuple(words), {entry.key: entry for entry in entries}, spans)
+    return NeedleHaystack(tuple(words), {entry.key: entry for entry in entries}, spans)
 
 
 def draw_filler(rng: np.random.Generator, count: int) -> list[str]:
-    """Random filler words; on average every ninth is a full stop."""
+    """Random filler words. On average every ninth word is a full stop."""
     drawn = rng.integers(0, len(FILLER) * 9 // 8, size=count).tolist()
     return [FILLER[i] if i < len(FILLER) else FULL_STOP for i in drawn]
 

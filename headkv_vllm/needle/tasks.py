@@ -17,7 +17,7 @@ informative.
   with needles of this kind: reason, right statement, wrong statement.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -26,9 +26,12 @@ import numpy as np
 from headkv_vllm.errors import SettingsError
 from headkv_vllm.needle.haystack import EntryCounts, bury, draw_entries
 from headkv_vllm.needle.vocabulary import ASK, BOS, REPLY
+from headkv_vllm.scoring.samples import ScoreSample
 
-Task = Literal["single", "multi-key", "multi-value", "multi-query", "two-hop", "reasoning"]
-TASKS: Final[tuple[Task, ...]] = get_args(Task)
+NeedleTaskName = Literal[
+    "single", "multi-key", "multi-value", "multi-query", "two-hop", "reasoning"
+]
+TASKS: Final[tuple[NeedleTaskName, ...]] = get_args(NeedleTaskName)
 
 NUM_VALUES: Final = 5
 """Max-pooling with kernel 7 around what the question looks at does not reach the fifth value."""
@@ -44,27 +47,25 @@ KEYS_ASKED: Final = 4
 ASKED_KIND: Final = {"multi-value": "long", "two-hop": "pointers", "reasoning": "disputed"}
 """The kind of entry that is asked for, where it is not a plain one."""
 MIN_TOKENS: Final = 48
-"""Room for the fewest needles, their pointer and the longest question."""
+"""Enough for the minimum of needles, their pointer and the longest question."""
 MAX_TOKENS: Final = 8000
 """Leaves room for the answer in the model's 8,192 positions."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A prompt and the answer to it.
+class NeedleSample:
+    """A prompt and its answer.
 
-    prompt: the text without BOS, which the tokenizer puts in front.
+    prompt: the text without BOS, which the tokenizer adds.
     answer: the expected text, without EOS.
-    spans: `(start, end)` of each needle that the answer is read from, as token positions in the
-        prompt with BOS at 0. Two-hop: the pointer, then the needle it names. Reasoning: the fact,
-        then the right statement.
-    distractors: the same of the needles about the asked keys that must not be read from: the wrong
-        statement of a reasoning prompt.
+    spans: `(start, end)` of each needle of the answer, as token positions in the prompt, where BOS
+        is 0. Two-hop: the pointer, then its target. Reasoning: the fact, then the right statement.
+    distractors: spans of needles with a wrong answer: the wrong statement in reasoning prompts.
     """
 
     prompt: str
     answer: str
-    task: Task
+    task: NeedleTaskName
     keys: tuple[str, ...]
     spans: tuple[tuple[int, int], ...]
     distractors: tuple[tuple[int, int], ...] = ()
@@ -75,12 +76,13 @@ class Sample:
         return len(self.prompt.split()) + 1
 
 
-def generate_samples(task: Task, tokens: int, n: int, seed: int) -> Iterator[Sample]:
-    """`n` prompts of exactly `tokens` tokens, BOS included; the same seed gives the same prompts.
+def generate_samples(
+    task: NeedleTaskName, tokens: int, n: int, seed: int
+) -> Iterator[NeedleSample]:
+    """`n` prompts of exactly `tokens` tokens, BOS included. The same seed gives the same prompts.
 
-    Raises:
-        SettingsError: `task` is unknown, `tokens` is not within 48 to 8,000, or `n` or `seed` is
-            below zero.
+    Raises SettingsError when `task` is unknown, `tokens` is not within 48 to 8,000, or `n` or
+    `seed` is below zero.
     """
     if task not in TASKS:
         raise SettingsError(f"task is {task!r}, allowed are {', '.join(TASKS)}")
@@ -93,17 +95,17 @@ def generate_samples(task: Task, tokens: int, n: int, seed: int) -> Iterator[Sam
     return (_draw(task, tokens, np.random.default_rng([*entropy, i])) for i in range(n))
 
 
-def _draw(task: Task, tokens: int, rng: np.random.Generator) -> Sample:
+def _draw(task: NeedleTaskName, tokens: int, rng: np.random.Generator) -> NeedleSample:
     by_kind = draw_entries(rng, _counts(task, tokens))
     pool = by_kind[ASKED_KIND.get(task, "plain")]
-    wanted = KEYS_ASKED if task == "multi-query" else 1
-    asked = [pool[i] for i in rng.permutation(len(pool))[:wanted].tolist()]
+    num_asked = KEYS_ASKED if task == "multi-query" else 1
+    asked = [pool[i] for i in rng.permutation(len(pool))[:num_asked].tolist()]
     question = (ASK, *(entry.key for entry in asked), REPLY)
     entries = [entry for kind in by_kind.values() for entry in kind]
     haystack = bury(rng, entries, tokens - len(question))
     words = haystack.words + question
     assert words[0] == BOS and len(words) == tokens
-    return Sample(
+    return NeedleSample(
         prompt=" ".join(words[1:]),
         answer=" ".join(word for entry in asked for word in entry.answer),
         task=task,
@@ -113,8 +115,8 @@ def _draw(task: Task, tokens: int, rng: np.random.Generator) -> Sample:
     )
 
 
-def _counts(task: Task, tokens: int) -> EntryCounts:
-    """How many entries a prompt holds; statements and needles of many values count as needles."""
+def _counts(task: NeedleTaskName, tokens: int) -> EntryCounts:
+    """The entries of a prompt. A disputed entry counts as two needles, a long one as one."""
     if task == "single":
         return EntryCounts(NUM_VALUES, plain=1)
     count = int(np.clip(round(tokens / TOKENS_PER_NEEDLE), *NEEDLE_RANGE))
@@ -129,3 +131,30 @@ def _counts(task: Task, tokens: int) -> EntryCounts:
         long=long,
         long_values=MULTI_VALUES,
     )
+
+
+TEMPLATE = "{context} {question}"
+"""The template for context and question in prompts of this model."""
+
+
+def score_samples(lengths: Sequence[int], per_task: int, seed: int) -> Iterator[ScoreSample]:
+    """`per_task` samples of every task and length, for `headkv score`.
+
+    Raises SettingsError, see `generate_samples`.
+    """
+    for task in TASKS:
+        for tokens in lengths:
+            for sample in generate_samples(task, tokens, per_task, seed):
+                yield score_sample(sample)
+
+
+def score_sample(sample: NeedleSample) -> ScoreSample:
+    """The sample in the form of `headkv score`: context and question, spans in characters."""
+    context, question = sample.prompt.split(f" {ASK} ")
+    words = context.split()
+    starts = [0]
+    for word in words:
+        starts.append(starts[-1] + len(word) + 1)
+    # Positions count BOS, but the text has no BOS. A span ends before the space after it.
+    spans = sorted((starts[start - 1], starts[end - 1] - 1) for start, end in sample.spans)
+    return ScoreSample(context, f"{ASK} {question}", sample.answer, tuple(spans))

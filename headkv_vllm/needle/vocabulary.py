@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The needle model's 448 words, every one of them a token, so that prompts are readable text."""
+"""The needle model's 448 words and its tokenizer. Each word is one token."""
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 BOS: Final = "<bos>"
 EOS: Final = "<eos>"
@@ -12,9 +15,9 @@ SPECIAL_WORDS: Final = (BOS, EOS, PAD, UNK)
 END: Final = ";"
 """Ends a needle in the prompt and an entry of the answer."""
 ASK: Final = "?"
-"""Opens the question."""
+"""Begins the question."""
 REPLY: Final = ":"
-"""Ends the question; the next token is the first of the answer."""
+"""Ends the question. The next token is the first token of the answer."""
 FULL_STOP: Final = "."
 
 _SCENERY: Final = tuple(
@@ -26,13 +29,13 @@ _SCENERY: Final = tuple(
     """.split()
 )
 NEAR: Final = "near"
-"""Stands in a fact only: `key near place ;`."""
+"""Used in facts only: `key near place ;`."""
 PLACES: Final = tuple(
     """
     river mountain forest meadow harbour village window garden stone bridge road field bench gate
     """.split()
 )
-"""Stand in statements and facts only."""
+"""Used in statements and facts only."""
 FILLER: Final = tuple(word for word in _SCENERY if word not in (NEAR, *PLACES))
 KEYS: Final = tuple(
     """
@@ -57,3 +60,35 @@ WORDS: Final = (*SPECIAL_WORDS, END, ASK, REPLY, FULL_STOP, *_SCENERY, *KEYS, *V
 TOKEN_IDS: Final = {word: token_id for token_id, word in enumerate(WORDS)}
 FILLER_IDS: Final = frozenset(TOKEN_IDS[word] for word in (*FILLER, FULL_STOP))
 VALUE_IDS: Final = frozenset(TOKEN_IDS[word] for word in VALUES)
+
+
+CHAT_TEMPLATE: Final = (
+    "{{ bos_token }}{% for message in messages %} {{ message['content'] }}{% endfor %}"
+)
+"""The contents of all messages, one after the other. This model has no roles."""
+
+
+def build_tokenizer(max_length: int) -> "PreTrainedTokenizerFast":
+    """The tokenizer for transformers and vLLM: BOS in front, one word per token, single spaces."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(WordLevel(dict(TOKEN_IDS), unk_token=UNK))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, TOKEN_IDS[BOS])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNK,
+        model_max_length=max_length,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+    )

@@ -8,11 +8,11 @@ from io import BytesIO
 from math import floor, log10
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from headkv_vllm.arrays import AnyArray
 from headkv_vllm.errors import HeadKVError, shown
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _MOST_TICKS = 20
 
 
 def heat_map(
-    values: npt.NDArray[Any], title: str, label: str, path: Path, head_label: str = "head"
+    values: AnyArray, title: str, label: str, path: Path, head_label: str = "head"
 ) -> None:
     """Write a heat map of `values` [num_layers, num_heads] to `path`: layer down, head across.
 
@@ -55,7 +55,7 @@ def heat_map(
         raise HeadKVError(f"picture {shown(str(path))} cannot be written: {reason}") from None
 
 
-def _draw(values: npt.NDArray[Any], title: str, label: str, head_label: str) -> Figure:
+def _draw(values: AnyArray, title: str, label: str, head_label: str) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -76,7 +76,7 @@ def _draw(values: npt.NDArray[Any], title: str, label: str, head_label: str) -> 
     return figure
 
 
-def _size(values: npt.NDArray[Any]) -> tuple[float, float]:
+def _size(values: AnyArray) -> tuple[float, float]:
     """Width and height of all cells together, in inches."""
     num_layers, num_heads = values.shape
     written = max(values.shape) <= _MOST_WRITTEN
@@ -85,7 +85,7 @@ def _size(values: npt.NDArray[Any]) -> tuple[float, float]:
     return width, min(max(2.0, cell_height * num_layers), 10.0)
 
 
-def _show_values(axes: Axes, values: npt.NDArray[Any]) -> AxesImage:
+def _show_values(axes: Axes, values: AnyArray) -> AxesImage:
     lowest, highest = min(0, values.min()), values.max()
     return axes.imshow(
         values,
@@ -97,7 +97,7 @@ def _show_values(axes: Axes, values: npt.NDArray[Any]) -> AxesImage:
     )
 
 
-def _write_values(axes: Axes, values: npt.NDArray[Any]) -> None:
+def _write_values(axes: Axes, values: AnyArray) -> None:
     style, lowest = _number_format(values), min(0, values.min())
     bright = lowest + 0.6 * (values.max() - lowest)
     for (layer, head), value in np.ndenumerate(values):
@@ -106,7 +106,7 @@ def _write_values(axes: Axes, values: npt.NDArray[Any]) -> None:
         axes.text(head, layer, text, ha="center", va="center", color=colour, fontsize=7)
 
 
-def _number_format(values: npt.NDArray[Any]) -> str:
+def _number_format(values: AnyArray) -> str:
     """Three digits of the largest value, and as many decimals for all."""
     if np.issubdtype(values.dtype, np.integer):
         return "d"

@@ -9,6 +9,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from headkv_vllm.arrays import FloatArray, IntArray
+
 LEVELS = "#440154 #482878 #3e4989 #31688e #26828e #1f9e89 #35b779 #6ece58 #b5de2b #fde725".split()
 FIRST_BRIGHT_LEVEL = 5
 
@@ -19,7 +21,7 @@ def printable(text: str) -> str:
 
 
 def layer_table(
-    values: npt.NDArray[np.float64],
+    values: FloatArray,
     columns: Mapping[str, Sequence[str]],
     width: int,
 ) -> Table:
@@ -40,7 +42,7 @@ def layer_table(
     return table
 
 
-def _cells(values: npt.NDArray[np.float64], width: int) -> tuple[str, list[Text]]:
+def _cells(values: FloatArray, width: int) -> tuple[str, list[Text]]:
     levels = _levels(values)
     merged = -(-values.shape[1] // width)
     if merged > 1:
@@ -51,12 +53,12 @@ def _cells(values: npt.NDArray[np.float64], width: int) -> tuple[str, list[Text]
     return title, _texts(levels, signs, 2 if 2 * levels.shape[1] <= width else 1)
 
 
-def _levels(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+def _levels(values: FloatArray) -> IntArray:
     share = values / (values.max() or 1)
     return np.asarray(np.minimum(share * 10, 9), dtype=np.int64)
 
 
-def _texts(levels: npt.NDArray[np.int64], signs: npt.NDArray[np.str_], width: int) -> list[Text]:
+def _texts(levels: IntArray, signs: npt.NDArray[np.str_], width: int) -> list[Text]:
     return [
         Text.assemble(
             *((f"{sign:>{width}}", _style(level)) for level, sign in zip(*row, strict=True))

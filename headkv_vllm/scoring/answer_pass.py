@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A prompt that has been read, and answers to it.
 
-An answer that is known is computed in one pass. Then the prompt's keys and values are constants:
-whatever the answer's tokens attend, the prompt before them stays as it is. So a gradient needs no
-graph but that of the answer's few tokens.
+A known answer is computed in one pass. In this pass the prompt's keys and values are constants,
+because the tokens of an answer do not change what the prompt before them computes. So a gradient
+needs only the graph of the answer's few tokens.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from headkv_vllm.errors import ScoringError, UnsupportedError
 from headkv_vllm.scoring.attention_rows import ATTENTION, Attend
 
 PREFILL_CHUNK = 2048
-"""Prompt tokens per forward pass: bounds the activations, whatever the prompt's length."""
+"""Prompt tokens per forward pass. It bounds the activations for prompts of any length."""
 
 
 class _ConstantLayer(DynamicLayer):  # type: ignore[misc]
-    """Gives a pass its own keys and values back; `Attend` joins them to the prompt's."""
+    """Returns the new keys and values only; `Attend` joins them to those of the prompt."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
@@ -37,9 +37,9 @@ class _ConstantLayer(DynamicLayer):  # type: ignore[misc]
 
 @dataclass(frozen=True, eq=False)
 class ReadPrompt:
-    """All tokens of a prompt but the last, which is the first row of each answer.
+    """The KV cache of a prompt, without its last token, which gives the first token of an answer.
 
-    cache: their keys and values. last: [1], the last token.
+    cache: keys and values of all tokens before the last. last: [1], the last token.
     """
 
     model: PreTrainedModel
@@ -51,16 +51,15 @@ class ReadPrompt:
     def read(
         cls, model: PreTrainedModel, ids: Sequence[int], prefill_chunk: int = PREFILL_CHUNK
     ) -> Self:
-        """Reads the tokens `ids`.
+        """Compute the prompt with the tokens `ids`.
 
-        Raises UnsupportedError when the model was not loaded with the attention ATTENTION, or a
-        layer does not keep all tokens.
+        Raises UnsupportedError when the model was not loaded with the attention ATTENTION, or when
+        a layer does not keep all tokens.
         """
         attention = model.config._attn_implementation
         if attention != ATTENTION:
             raise UnsupportedError(
-                f"the model's attention is {attention}, and only heads that attend by {ATTENTION} "
-                "can be scored"
+                f"the model's attention implementation is {attention}, scoring needs {ATTENTION}"
             )
         cache = DynamicCache(config=model.config)
         tokens = torch.tensor(ids, device=model.device)
@@ -69,14 +68,14 @@ class ReadPrompt:
         for index, layer in enumerate(cache.layers):
             if layer.keys.shape[2] != len(ids) - 1:
                 raise UnsupportedError(
-                    f"layer {index} attends {layer.keys.shape[2] + 1} of {len(ids)} tokens, so its "
-                    "heads cannot be scored: only full attention can"
+                    f"layer {index} attends {layer.keys.shape[2] + 1} of {len(ids)} tokens, and "
+                    "only heads with full attention can be scored"
                 )
         return cls(model, cache, tokens[-1:])
 
     @property
     def num_layers(self) -> int:
-        """Of the model."""
+        """The number of the model's layers."""
         return len(self.cache.layers)
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,29 +84,29 @@ class ReadPrompt:
         return layer.keys[0], layer.values[0]
 
     @torch.no_grad()
-    def generate(self, most: int, stop_ids: frozenset[int]) -> tuple[int, ...]:
-        """A greedy answer of at most `most` tokens, which ends before a token of `stop_ids`.
+    def generate(self, max_tokens: int, stop_ids: frozenset[int]) -> tuple[int, ...]:
+        """A greedy answer of at most `max_tokens` tokens. It ends before a token of `stop_ids`.
 
-        Raises ScoringError when the model yields no numbers.
+        Raises ScoringError when the model's logits are not finite.
         """
-        said: list[int] = []
+        answer: list[int] = []
         last, num_steps = self.last, 0
-        while len(said) < most:
+        while len(answer) < max_tokens:
             output = self.model(last[None], past_key_values=self.cache, logits_to_keep=1)
             num_steps += 1
             last = _finite(output.logits[0]).argmax(-1)
             if int(last) in stop_ids:
                 break
-            said.append(int(last))
+            answer.append(int(last))
         if num_steps:
             self.cache.crop(-num_steps)
-        return tuple(said)
+        return tuple(answer)
 
     def answer(self, tokens: Sequence[int], attend: Attend) -> torch.Tensor:
-        """Logits [num_rows, vocab_size] float32 of the answer `tokens`, one row for each of them.
+        """Logits [num_rows, vocab_size] float32, one row for each of the answer's `tokens`.
 
-        A row's token is the one before: the first row's is the prompt's last. All layers attend by
-        `attend`. Raises ScoringError when the model yields no numbers.
+        A row is the model's output for the token before: row 0 is that of the prompt's last token.
+        All layers attend by `attend`. Raises ScoringError when the logits are not finite.
         """
         known = torch.tensor(tokens[:-1], dtype=self.last.dtype, device=self.last.device)
         layers = [_ConstantLayer(layer.keys, layer.values) for layer in self.cache.layers]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention for transformers models in which the tokens of an answer can be told what to attend.
+"""Attention for transformers models that gives access to the weights of an answer's tokens.
 
-A model computes its prompt by PyTorch's fused attention, which never forms a `T x T` matrix. An
-answer has few tokens, so their rows of weights are cheap, and are all that scoring needs.
+A model computes its prompt by PyTorch's fused attention, which never forms a `T x T` matrix.
+Scoring needs the weights of the answer's tokens only. They are few, so their rows are cheap.
 """
 
 from typing import Any, Final, Protocol, cast
@@ -15,24 +15,25 @@ from transformers.masking_utils import sdpa_mask
 from headkv_vllm.errors import UnsupportedError
 
 ATTENTION: Final = "headkv_attention_rows"
-"""Name to load a model with: `from_pretrained(folder, attn_implementation=ATTENTION)`."""
+"""The name for loading a model: `from_pretrained(folder, attn_implementation=ATTENTION)`."""
 
 CHANGES_WEIGHTS: Final = {
     "softcap": "an attention soft cap",
     "s_aux": "attention sinks",
     "position_bias": "a position bias",
 }
-"""Arguments by which a model says that its weights are not a plain softmax."""
+"""Arguments that a model passes when its attention weights are not a plain softmax."""
 
 
 class Attend(Protocol):
-    """One layer's attention of an answer's tokens, in place of the model's own."""
+    """Replaces one layer's attention for the tokens of an answer."""
 
     def __call__(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """query: [num_heads, num_rows, head_size]; key, value: [num_kv_heads, num_rows, head_size],
-        those of the answer's own tokens. Returns [num_heads, num_rows, head_size] float32.
+        """query: [num_heads, num_rows, head_size]. key, value: [num_kv_heads, num_rows, head_size].
+
+        All are of the answer's own tokens. Returns [num_heads, num_rows, head_size] float32.
         """
 
 
@@ -46,10 +47,12 @@ def attention(
     attend: Attend | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' fused attention, or `attend`, which the model is called with for an answer.
+    """transformers' fused attention, or `attend` where the caller of the model gives one.
 
-    query: [1, num_heads, num_queries, head_size]; key and value with num_kv_heads and num_tokens.
-    Returns [1, num_queries, num_heads, head_size] and, like all fused attention, no weights.
+    query: [1, num_heads, num_queries, head_size]. key, value: [1, num_kv_heads, num_tokens,
+    head_size]. Returns [1, num_queries, num_heads, head_size] and, as fused attention does, None
+    for the weights.
+
     Raises UnsupportedError when the weights are not the softmax of scaled products.
     """
     _check_plain(module, kwargs)
@@ -76,11 +79,11 @@ def _check_plain(module: torch.nn.Module, arguments: dict[str, Any]) -> None:
 def row_logits(
     query: torch.Tensor, prompt_key: torch.Tensor, key: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """What each token of an answer makes of each token up to itself, before the softmax.
+    """The attention logits of an answer's tokens, before the softmax.
 
     query, key: see `Attend`. prompt_key: [num_kv_heads, num_prompt_tokens, head_size].
     Returns [num_heads, num_rows, num_prompt_tokens + num_rows] float32, -inf for later tokens.
-    Query heads share KV heads in order.
+    Consecutive query heads share a KV head.
     """
     num_heads, num_rows, _ = query.shape
     grouped = query.float().unflatten(0, (len(key), -1)).flatten(1, 2) * scale
@@ -95,15 +98,15 @@ def row_logits(
 def weighted_values(
     weights: torch.Tensor, prompt_value: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
-    """The values of all tokens, weighted: [num_heads, num_rows, head_size] float32.
+    """The weighted sum of the values of all tokens: [num_heads, num_rows, head_size] float32.
 
     weights: [num_heads, num_rows, num_prompt_tokens + num_rows] float32.
     prompt_value: [num_kv_heads, num_prompt_tokens, head_size]; value: see `Attend`.
     """
     num_heads, num_rows, _ = weights.shape
     grouped = weights.reshape(len(value), -1, weights.shape[2])
-    of_prompt, own = grouped.split([prompt_value.shape[1], num_rows], dim=-1)
-    output: torch.Tensor = of_prompt @ prompt_value.float() + own @ value.float()
+    for_prompt, for_answer = grouped.split([prompt_value.shape[1], num_rows], dim=-1)
+    output: torch.Tensor = for_prompt @ prompt_value.float() + for_answer @ value.float()
     return output.view(num_heads, num_rows, -1)
 
 

@@ -37,12 +37,12 @@ PICKLES: Final = ("*.bin", "*.pt", "*.pth")
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A model that is ready for `measure`, and what belongs to it.
+    """A model that is ready for `measure`, with its tokenizer and its limits.
 
     stop_ids: the tokens that end an answer.
     max_tokens: the longest prompt, answer included, that the model's positions allow.
-    weights: SHA-256 over names, sizes and times of the weight files: tells apart what the
-        identity does not, such as a fine-tuned model and its base.
+    weights: SHA-256 over names, sizes and times of the weight files. It distinguishes models with
+        the same identity, such as a fine-tuned model and its base.
     """
 
     folder: Path
@@ -57,23 +57,23 @@ class Checkpoint:
 def load_checkpoint(
     model: str, *, revision: str | None = None, device: str = "auto", dtype: str = "auto"
 ) -> Checkpoint:
-    """Load a folder's or the hub's `model` with transformers; no code of a checkpoint is run.
+    """Load `model`, a folder or a name on the hub, with transformers. No checkpoint code is run.
 
-    device: cpu, cuda, cuda:N, or auto: all GPUs, the CPU where there is none.
-    dtype: bfloat16, float16, float32, or auto: the checkpoint's, but float32 on a CPU for float16,
-        which has overflows, and for bfloat16, if the CPU has no instructions for it, which makes it
-        several times slower, and there is memory for twice as large weights.
+    device: cpu, cuda, cuda:N or auto. auto takes all GPUs, or the CPU if there is no GPU.
+    dtype: bfloat16, float16, float32 or auto. auto takes the checkpoint's dtype. On a CPU it takes
+        float32 instead of float16, which overflows, and instead of bfloat16 if the CPU has no
+        instructions for bfloat16 and the memory can hold the weights at twice their size.
     Raises SettingsError for a device or dtype that is not allowed, ModelError for a checkpoint
-    that cannot be loaded whole, UnsupportedError for a model whose heads cannot be scored.
+    that cannot be loaded completely, UnsupportedError for a model whose heads cannot be scored.
     """
-    placement, wanted = _placement(device), _dtype(dtype)
+    placement, parsed_dtype = _placement(device), _dtype(dtype)
     config = _supported_config(model, revision)
     max_tokens = _max_tokens(config.get_text_config())
     folder = find_checkpoint_folder(model, revision)
     with quiet():
         identity = _identify(folder, config)
         tokenizer = _load_tokenizer(folder)
-        loaded = _load_model(folder, config, placement, wanted)
+        loaded = _load_model(folder, config, placement, parsed_dtype)
     return Checkpoint(
         folder=folder,
         model=loaded,
@@ -86,11 +86,11 @@ def load_checkpoint(
 
 
 def _placement(device: str) -> str:
-    """`device` for transformers' device_map. Raises SettingsError."""
+    """`device` as transformers' device_map. Raises SettingsError."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     allowed = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
     if device not in allowed:
-        raise SettingsError(f"--device is {shown(device)}, here are {', '.join(allowed)}")
+        raise SettingsError(f"--device is {shown(device)}, this machine has {', '.join(allowed)}")
     return "cpu" if device == "auto" and not count else device
 
 
@@ -102,7 +102,7 @@ def _dtype(dtype: str) -> torch.dtype | str:
 
 
 def _supported_config(model: str, revision: str | None) -> Any:
-    """Looked at alone: what it refuses is refused before gigabytes are downloaded or read."""
+    """The config, which is checked before gigabytes of weights are downloaded or read."""
     folder = find_checkpoint_folder(model, revision, ("*config.json",))
     with quiet(), _as_model_error(folder):
         config = _read_config(folder)
@@ -121,17 +121,17 @@ def _read_config(folder: Path) -> Any:
     except (ValueError, RecursionError):
         raise ModelError(f"{path} cannot be read: not valid JSON") from None
     except (KeyError, TypeError):
-        raise ModelError(f"{path} names no model_type") from None
+        raise ModelError(f"{path} has no model_type") from None
     if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
         raise ModelError(
             f"{path}: transformers {transformers.__version__} has no model_type "
-            f"{shown(model_type)}, and a checkpoint's own code is not run"
+            f"{shown(model_type)}, and code of a checkpoint is not run"
         )
     return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def _identify(folder: Path, config: Any) -> ModelIdentity:
-    """Raises ModelError also where transformers reads other sizes out of config.json."""
+    """The identity of the model. Raises ModelError, also when transformers reads other sizes."""
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(path for pattern in PICKLES for path in folder.glob(pattern))
         if pickles:
@@ -158,7 +158,7 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    # Some classes make an empty tokenizer out of no file at all.
+    # Some classes make an empty tokenizer when there is no file.
     names = sorted(set(tokenizer.vocab_files_names.values()))
     if not any((folder / name).is_file() for name in names):
         raise ModelError(f"{folder} has no tokenizer: expected one of {', '.join(names)}")
@@ -188,7 +188,7 @@ def _load_model(
 
 
 def _better_in_float32(model: PreTrainedModel) -> bool:
-    """Whether a CPU should compute `model`, which is of another type, in float32."""
+    """Whether a CPU should compute `model` in float32 instead of its own dtype."""
     capabilities = torch.cpu.get_capabilities()
     has_bfloat16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     if model.dtype != torch.bfloat16 or has_bfloat16:
@@ -198,21 +198,21 @@ def _better_in_float32(model: PreTrainedModel) -> bool:
 
 
 def _check_whole(folder: Path, model: PreTrainedModel, info: dict[str, Any]) -> None:
-    """transformers itself only warns, and fills what is missing with random numbers."""
+    """Raises ModelError if weights are missing. transformers warns and makes random ones."""
     mismatched = sorted(info["mismatched_keys"])
     if mismatched:
         name, found, expected = mismatched[0]
         raise ModelError(
-            f"{folder}: weight {name} is of shape {list(found)}, config.json makes it "
+            f"{folder}: weight {name} has shape {list(found)}, config.json requires "
             f"{list(expected)}"
         )
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
-            f"{folder} lacks {len(missing)} of the model's weights, {missing[0]} among them"
+            f"{folder} lacks {len(missing)} of the model's weights, for example {missing[0]}"
         )
     if any(weight.is_meta for weight in model.parameters()):
-        raise ModelError(f"{folder} does not fit into the memory of the GPUs that are here")
+        raise ModelError(f"{folder} does not fit into the memory of this machine's GPUs")
 
 
 def _weights_digest(folder: Path) -> str:
@@ -228,8 +228,11 @@ def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fro
 
 
 def _max_tokens(text: Any) -> int:
-    """Under longrope only the short range: beyond it all earlier keys would have to be rotated
-    anew, which neither transformers' cache nor a prompt that is read in parts allows."""
+    """The number of the model's positions; with longrope only those of the short range.
+
+    Beyond the short range all earlier keys would have to be rotated again. transformers' cache and
+    a prompt that is computed in chunks do not allow that.
+    """
     rope = getattr(text, "rope_parameters", None) or {}
     positions = getattr(text, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:
@@ -244,7 +247,7 @@ def _max_tokens(text: Any) -> int:
 
 @contextmanager
 def _as_model_error(path: Path, part: str = "the model") -> Iterator[None]:
-    """Whatever transformers raises, and it raises nearly anything, in one line."""
+    """Turns the many kinds of transformers' exceptions into a ModelError of one line."""
     try:
         yield
     except HeadKVError:

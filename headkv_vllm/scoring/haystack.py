@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Long texts that say nothing of a needle: generated prose, or a text of the user's."""
+"""Long texts that say nothing about a needle: generated prose, or the user's own text."""
 
 import re
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ class Haystack(Protocol):
     """Sentences to hide statements in."""
 
     def sentences(self, rng: np.random.Generator) -> Iterator[str]:
-        """The sentences of one text that `rng` chooses; the iterator may end or be endless."""
+        """The sentences of one text that `rng` chooses. The iterator may be endless."""
 
 
-# A context-free grammar: {name} stands for any line of that name, in the past tense throughout.
+# A context-free grammar: {name} stands for any line of that name. All lines are in the past tense.
 GRAMMAR: Final[dict[str, tuple[str, ...]]] = {
     name: tuple(line.strip() for line in lines.split("|"))
     for name, lines in {
@@ -130,9 +130,9 @@ _BEFORE_VOWEL: Final = re.compile(r"\b([Aa]) (?=[aeiou])")
 
 
 class GeneratedHaystack:
-    """Endless English prose of everyday scenes; a text is of one `rng` and differs from others.
+    """Endless English prose of everyday scenes; each `rng` gives another text.
 
-    It has no proper names, gives no advice, and shares no noun with a needle's answer.
+    It has no proper names, gives no advice, and shares no noun with the answer of a needle.
     """
 
     def sentences(self, rng: np.random.Generator) -> Iterator[str]:
@@ -145,7 +145,7 @@ class TextHaystack:
     """A text file, or the `.txt` files of a folder in the order of their names, in UTF-8."""
 
     def __init__(self, path: Path) -> None:
-        """Raises SamplesError when there is no text at `path`, or it is not UTF-8."""
+        """Raises SamplesError when `path` has no text, or when the text is not UTF-8."""
         try:
             files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
             text = "\n\n".join(map(_read, files))
@@ -156,10 +156,10 @@ class TextHaystack:
             raise SamplesError(f"haystack {str(path)!r} has no text, expected .txt with sentences")
 
     def sentences(self, rng: np.random.Generator) -> Iterator[str]:
-        """From a random sentence once round to the one before it.
+        """All sentences once, from a random one to the end and from the start to that one.
 
-        The text is not repeated beyond that, as the papers' code does: a model could tell the
-        statement that stands once from what it has read before.
+        The papers' code repeats the text. Here it is not repeated, because a model could then
+        recognise a needle as the only statement that stands once.
         """
         start = int(rng.integers(len(self._sentences)))
         yield from self._sentences[start:]
@@ -174,7 +174,7 @@ _SENTENCE_END: Final = re.compile(
 
 
 def split_sentences(text: str) -> tuple[str, ...]:
-    """The sentences of `text` with single spaces; one of over MAX_WORDS words comes in pieces."""
+    """The sentences of `text` with single spaces; those above MAX_WORDS words are cut."""
     return tuple(
         " ".join(words[start : start + MAX_WORDS])
         for words in map(str.split, _SENTENCE_END.split(text))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`headkv score` from the request to the file: load, ask, measure, write."""
+"""Runs `headkv score`: loads the model, makes the prompts, measures them, writes the file."""
 
 from pathlib import Path
 
@@ -8,18 +8,18 @@ from rich.console import Console
 
 from headkv_vllm.errors import ModelError, SamplesError
 from headkv_vllm.head_scores.file import Provenance, ScoredModel, ScoreFile, write_score_file
+from headkv_vllm.output.progress import JobProgress
 from headkv_vllm.scoring.checkpoint import Checkpoint, load_checkpoint
-from headkv_vllm.scoring.journal import Journal
-from headkv_vllm.scoring.measuring import ROOM_TO_TALK
-from headkv_vllm.scoring.progress import SampleProgress
+from headkv_vllm.scoring.journal import Journal, SampleResult
+from headkv_vllm.scoring.measuring import MAX_EXTRA_TOKENS
 from headkv_vllm.scoring.prompts import PromptTokens, template_length, tokenize
 from headkv_vllm.scoring.request import Hardware, ScoreRequest
 from headkv_vllm.scoring.run import ScoreRun, accepted
 from headkv_vllm.version import tool_version
 
 ROOM_FOR_ANSWER = 32
-"""Part of a built-in sample's length, so that a length of all the model's positions can be had; a
-generated answer takes `ROOM_TO_TALK` besides."""
+"""Tokens of a built-in sample's length that are reserved for the answer, so that the length may be
+all of the model's positions. A generated answer takes `MAX_EXTRA_TOKENS` more."""
 
 
 def run_job(
@@ -28,7 +28,7 @@ def run_job(
     """Measure what `request` asks for and write its score file.
 
     Results are kept beside the file until it is written, see `Journal`. Raises HeadKVError, one
-    line, when something cannot be used; KeyboardInterrupt leaves the results that are done.
+    line, when something cannot be used. After KeyboardInterrupt the finished results stay on disk.
     """
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
@@ -51,12 +51,12 @@ def run_job(
 def prepare(request: ScoreRequest, checkpoint: Checkpoint) -> ScoreRun:
     """All prompts of `request` in the checkpoint's tokens.
 
-    Raises SamplesError, and ModelError when the tokenizer is of another model.
+    Raises SamplesError, and ModelError when the tokenizer belongs to another model.
     """
     _check_lengths(request, checkpoint)
     tokenizer = checkpoint.tokenizer
     template = request.template.settled(tokenizer)
-    room = ROOM_TO_TALK if request.answers == "generated" else 0
+    room = MAX_EXTRA_TOKENS if request.answers == "generated" else 0
     samples = request.source.samples(
         request.method,
         lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
@@ -80,10 +80,19 @@ def measure_all(
 ) -> Journal:
     """The complete journal of `run`, with progress on `console`; see `ScoreRun.measure_rest`."""
     if journal.results:
-        console.print(f"going on after {len(journal.results)} samples", highlight=False)
+        console.print(f"continuing after {len(journal.results)} samples", highlight=False)
     lengths = [len(prompt.ids) for prompt in run.prompts]
-    with SampleProgress(console, lengths, journal.results) as progress:
-        return run.measure_rest(journal, progress.show, allow_few=allow_few)
+    num_accepted = len(accepted(journal.results))
+    progress = JobProgress(console, lengths, len(journal.results), f"{num_accepted} count")
+
+    def show(result: SampleResult) -> None:
+        nonlocal num_accepted
+        num_accepted += len(accepted([result]))
+        progress.advance(f"{num_accepted} count")
+
+    with progress:
+        progress.say("samples")
+        return run.measure_rest(journal, show, allow_few=allow_few)
 
 
 def score_file(
@@ -119,7 +128,7 @@ def _open_journal(out: Path, run: ScoreRun, *, restart: bool) -> Journal:
 
 
 def _check_lengths(request: ScoreRequest, checkpoint: Checkpoint) -> None:
-    """Before samples are made, which takes as long as they are."""
+    """Check before samples are made, because long samples take long to make."""
     longest = max(request.source.lengths, default=0)
     if longest > checkpoint.max_tokens:
         raise SamplesError(
@@ -128,15 +137,15 @@ def _check_lengths(request: ScoreRequest, checkpoint: Checkpoint) -> None:
 
 
 def _check_fits(number: int, prompt: PromptTokens, room: int, checkpoint: Checkpoint) -> None:
-    needed, most = len(prompt.ids) + len(prompt.answer_ids) + room, checkpoint.max_tokens
-    if needed > most:
+    needed = len(prompt.ids) + len(prompt.answer_ids) + room
+    if needed > checkpoint.max_tokens:
         raise SamplesError(
             f"sample {number} takes {needed} tokens with its answer, the model's positions end at "
-            f"{most}: give shorter texts (--lengths)"
+            f"{checkpoint.max_tokens}: give shorter texts (--lengths)"
         )
     vocabulary = checkpoint.model.get_input_embeddings().num_embeddings
     if max(prompt.ids) >= vocabulary:
         raise ModelError(
-            f"the tokenizer makes token {max(prompt.ids)}, the model knows {vocabulary}: they do "
-            "not belong together"
+            f"the tokenizer has token {max(prompt.ids)}, the model has {vocabulary} tokens: they "
+            "do not belong together"
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The samples that are done, kept on disk, so that an interrupted run goes on where it stopped."""
+"""Keeps the results of finished samples on disk, so that an interrupted run can continue."""
 
 import json
 from collections.abc import Mapping
@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from headkv_vllm.arrays import FloatArray
 from headkv_vllm.errors import ScoringError
-from headkv_vllm.output.json_lines import append_line, complete_lines, drop_cut_line
+from headkv_vllm.output.files import append_line, complete_lines, drop_cut_line
 
-Row = Annotated[tuple[float, ...], Field(strict=False)]
+LayerScores = Annotated[tuple[float, ...], Field(strict=False)]
 
 
 class SampleResult(BaseModel):
-    """What one sample gave.
+    """The result of one sample.
 
-    share: of the expected answer, how much the model gives, 0 to 1.
-    said: the model's own words. scores: [num_layers][num_heads], of either sign.
+    share: the share of the expected answer that the model gives, 0 to 1.
+    said: the model's answer. scores: [num_layers][num_heads], of either sign.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -29,20 +29,20 @@ class SampleResult(BaseModel):
     index: int = Field(ge=0)
     share: float = Field(ge=0, le=1)
     said: str
-    scores: tuple[Row, ...] = Field(strict=False)
+    scores: tuple[LayerScores, ...] = Field(strict=False)
 
     @property
-    def values(self) -> npt.NDArray[np.float64]:
+    def values(self) -> FloatArray:
         """The scores as an array [num_layers, num_heads]."""
         return np.array(self.scores, dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Journal:
-    """A file of JSON lines beside the score file: first what the run is, then one result a line.
+    """A file of JSON lines beside the score file: a header that describes the run, then results.
 
-    A result is on disk before the next sample starts. Floats are written so that they are read back
-    exactly, so a run that is resumed writes the same score file as one that was not interrupted.
+    A result is on disk before the next sample starts. Floats are written and read without loss, so
+    a resumed run writes the same score file as a run without interruption.
     """
 
     path: Path
@@ -50,14 +50,14 @@ class Journal:
 
     @staticmethod
     def beside(score_file: Path) -> Path:
-        """Where the journal of the run that writes `score_file` lies."""
+        """The path of the journal for the run that writes `score_file`."""
         return score_file.with_name(f"{score_file.name}.partial.jsonl")
 
     @classmethod
     def resume(cls, path: Path, run: Mapping[str, Any]) -> Self:
-        """The journal at `path` of the run that `run` describes; a new one if there is none.
+        """The journal at `path` of the run that `run` describes, or a new one.
 
-        A last line that was cut short is dropped. Raises ScoringError when the journal is of
+        A last line that is incomplete is dropped. Raises ScoringError when the journal belongs to
         another run, is damaged, or cannot be read or written.
         """
         header = _line({"run": run})
@@ -72,9 +72,9 @@ class Journal:
         return cls(path, results)
 
     def append(self, result: SampleResult) -> Self:
-        """This journal with `result`, which is on disk when this returns.
+        """This journal with `result`, which is on disk when this method returns.
 
-        Raises ScoringError when it cannot be written; what was there before stays readable.
+        Raises ScoringError when it cannot be written. Earlier results stay readable.
         """
         try:
             append_line(self.path, _line(result.model_dump(mode="json")))
@@ -83,7 +83,7 @@ class Journal:
         return replace(self, results=(*self.results, result))
 
     def remove(self) -> None:
-        """Delete the file, if there is one. Raises ScoringError when that is not possible."""
+        """Delete the file, if there is one. Raises ScoringError when it cannot be deleted."""
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:
@@ -92,7 +92,7 @@ class Journal:
             ) from None
 
     def check_integrity(self) -> None:
-        """The results are those of the first samples, in order."""
+        """Assert that the results are those of the first samples, in order."""
         assert [result.index for result in self.results] == list(range(len(self.results)))
 
 
@@ -100,7 +100,7 @@ def _read(path: Path, lines: list[bytes], header: bytes) -> tuple[SampleResult, 
     if lines[0] != header:
         raise ScoringError(
             f"{str(path)!r} holds partial results of another run (another model, other samples or "
-            "options): repeat that run's command, or drop them with --restart"
+            "options): repeat the command of that run, or delete them with --restart"
         )
     try:
         results = tuple(map(SampleResult.model_validate_json, lines[1:]))
@@ -116,11 +116,11 @@ def _line(document: Mapping[str, Any]) -> bytes:
 
 
 def _damaged(path: Path) -> ScoringError:
-    return ScoringError(f"{str(path)!r} is damaged and cannot be resumed: drop it with --restart")
+    return ScoringError(f"{str(path)!r} is damaged and cannot be resumed: delete it with --restart")
 
 
 def _unwritable(path: Path, error: OSError) -> ScoringError:
     return ScoringError(
-        f"partial results cannot be kept in {str(path)!r}: {error.strerror}; those that are there "
-        "stay, and the same command goes on from them"
+        f"partial results cannot be kept in {str(path)!r}: {error.strerror}; earlier results stay, "
+        "and the same command continues from them"
     )

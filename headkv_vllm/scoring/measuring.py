@@ -1,44 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One sample: the model answers, or is told the answer, and every head is scored while it does."""
+"""Measures one sample: scores every head on the expected answer or on a generated one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
+from headkv_vllm.arrays import FloatArray
 from headkv_vllm.scoring.answer_pass import PREFILL_CHUNK, ReadPrompt
-from headkv_vllm.scoring.attention_scores import FullAttention, attention_scores
-from headkv_vllm.scoring.methods import STEP_SCORES, Method
+from headkv_vllm.scoring.attention_scores import (
+    STEP_SCORES,
+    FullAttention,
+    Method,
+    attention_scores,
+)
 from headkv_vllm.scoring.prompts import PromptTokens
 from headkv_vllm.scoring.sensitivity import sensitivity
 
 Answers = Literal["forced", "generated"]
-"""Whose answers heads are scored on: the samples', or those that the model gives."""
+"""The answers that heads are scored on: those of the samples, or those that the model generates."""
 ANSWERS: Final[tuple[Answers, ...]] = get_args(Answers)
-ROOM_TO_TALK: Final = 32
-"""Tokens that a generated answer may have more than the expected one."""
+MAX_EXTRA_TOKENS: Final = 32
+"""A generated answer may have this many tokens more than the expected one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What one sample gave.
+    """The result of one sample.
 
-    answer: the tokens that were scored, without the one that ends the answer.
-    choices: the model's own choice in place of each of them, which a generated answer consists of.
+    answer: the scored tokens, without the token that ends the answer.
+    choices: the model's most likely token in place of each token of `answer`.
     scores: [num_layers, num_heads], the method's score of this answer.
     """
 
     answer: tuple[int, ...]
     choices: tuple[int, ...]
-    scores: npt.NDArray[np.float64]
+    scores: FloatArray
 
     @property
     def agreement(self) -> float:
-        """The share of the answer's tokens that the model would choose itself; 0 for none."""
+        """The share of the answer's tokens that are the model's own choice; 0 without tokens."""
         equal = sum(a == b for a, b in zip(self.answer, self.choices, strict=True))
         return equal / max(1, len(self.answer))
 
@@ -51,23 +55,23 @@ def measure(
     stop_ids: frozenset[int],
     prefill_chunk: int = PREFILL_CHUNK,
 ) -> Measurement:
-    """Score the heads of `model` on the expected answer, or on the one that it generates.
+    """Score the heads of `model` on the expected answer, or on an answer that it generates.
 
-    A generated answer ends before a token of `stop_ids`, or when it has `ROOM_TO_TALK` tokens more
-    than the expected one. Either answer is scored in one pass over its rows: each token's is that
-    of the token before it, which gives it; the first one's is that of the prompt's last token.
+    A generated answer ends before a token of `stop_ids`, or when it has `MAX_EXTRA_TOKENS` tokens
+    more than the expected one. One pass over the answer scores it. The token before each token of
+    the answer generates it, so the first row is that of the prompt's last token.
 
-    `model` is loaded with `attn_implementation=attention_rows.ATTENTION`. Beyond its weights it
-    takes memory for the KV cache, the activations of one chunk, and one layer's rows: num_heads *
-    answer tokens * num_tokens * 4 bytes, some times over. There is no `T x T` matrix.
+    `model` is loaded with `attn_implementation=attention_rows.ATTENTION`. Besides the weights, the
+    memory holds the KV cache, the activations of one chunk, and a few copies of one layer's rows of
+    num_heads * answer tokens * num_tokens * 4 bytes. There is no `T x T` matrix.
 
-    Raises UnsupportedError when a layer hands over no row or does not attend all tokens, and
-    ScoringError when the model yields no numbers.
+    Raises UnsupportedError when a layer gives no rows or does not attend all tokens, and
+    ScoringError when the model's logits are not finite.
     """
     read = ReadPrompt.read(model, prompt.ids, prefill_chunk)
     answer = prompt.answer_ids
     if answers == "generated":
-        answer = read.generate(len(answer) + ROOM_TO_TALK, stop_ids)
+        answer = read.generate(len(answer) + MAX_EXTRA_TOKENS, stop_ids)
     sizes = model.config.get_text_config()
     if not answer:
         return Measurement((), (), np.zeros((sizes.num_hidden_layers, sizes.num_attention_heads)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a model's heads can be scored, told from its config before its weights are loaded."""
+"""Checks by a model's config whether its heads can be scored, before its weights are loaded."""
 
 from typing import Any, Final
 
@@ -15,18 +15,17 @@ NEEDED: Final = "head scores need a softmax over all earlier tokens in every lay
 
 
 def check_kind(config: Any) -> None:
-    """Refuse a model whose attention is not what a head score is defined on.
+    """Raise UnsupportedError for a model whose attention has no head scores.
 
-    `config` is a transformers config. `measure` sees the attention itself and refuses what no
-    config tells. Raises UnsupportedError, which names the kind of model or layer.
+    config: a transformers config. The message names the kind of model or layer. `measure` checks
+    the attention itself for properties that a config does not show.
     """
     model_class = _language_model_class(config)
     text = config.get_text_config()
     _check_layer_types(text)
     if not model_class.is_backend_compatible():
         raise UnsupportedError(
-            f"{model_class.__name__} has no attention that transformers' attention interface "
-            f"reaches; {NEEDED}"
+            f"{model_class.__name__} does not use transformers' attention interface; {NEEDED}"
         )
     _check_attention(text)
     _check_window(text)
@@ -34,13 +33,13 @@ def check_kind(config: Any) -> None:
 
 
 def _language_model_class(config: Any) -> Any:
-    """The class that the checkpoint was saved from, if that is its type's language model."""
+    """The model class of the checkpoint, if it is the language model of its model_type."""
     saved_from = config.architectures[0] if config.architectures else None
     known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if known is None or config.is_encoder_decoder:
         raise UnsupportedError(
-            f"{shown(saved_from)} (model_type {shown(config.model_type)}) is no decoder-only "
-            "language model, and only those have head scores"
+            f"{shown(saved_from)} (model_type {shown(config.model_type)}) is not a decoder-only "
+            "language model; only these have head scores"
         )
     if saved_from != known.__name__:
         raise UnsupportedError(
@@ -67,7 +66,7 @@ def _check_attention(text: Any) -> None:
     if rank is not None:
         raise UnsupportedError(
             f"the model has multi-head latent attention (kv_lora_rank {shown(rank)}): its cache "
-            "holds no heads that could have a budget"
+            "has no heads that could have a budget"
         )
 
 
@@ -93,6 +92,6 @@ def _check_modules(config: Any, num_layers: int) -> None:
             f"{name} has attention in {num_found} of its {num_layers} layers; {NEEDED}"
         )
     if not all(module.is_causal for module in modules):
-        raise UnsupportedError(f"{name} also attends later tokens, as encoders do; {NEEDED}")
+        raise UnsupportedError(f"{name} also attends later tokens, as an encoder does; {NEEDED}")
     if any("sink" in weight.rpartition(".")[2] for weight, _ in model.named_parameters()):
         raise UnsupportedError(f"{name} has attention sinks, which are not supported")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statements to hide in a long text, and a question that one of them answers.
 
-HeadKV (arXiv 2410.19258) hides a right and a wrong answer, and what tells them apart: whoever
-finds both must still reason about which one holds. The retrieval score (arXiv 2404.15574) needs one
-statement only.
+HeadKV (arXiv 2410.19258) hides a right and a wrong answer, and facts that decide between them. A
+model that finds both answers must still reason about which one is right. The retrieval score
+(arXiv 2404.15574) needs one statement only.
 """
 
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from typing import Final
 
 import numpy as np
 
-from headkv_vllm.scoring.methods import Method
+from headkv_vllm.scoring.attention_scores import Method
 
 
 @dataclass(frozen=True)
 class Needle:
-    """A question and the statements that decide it; their order in the text does not matter.
+    """A question and the statements that decide it. Their order in the text does not matter.
 
-    answer: 5 to 12 words that stand in `correct` as they are, and not in `others`.
-    correct: the statement that answers the question rightly; this is the evidence.
-    others: the facts that tell the right statement from the wrong one, and the wrong one, last.
+    answer: 5 to 12 words that `correct` contains literally, and `others` do not.
+    correct: the statement with the right answer; this is the evidence.
+    others: the facts that decide between the right and the wrong statement, then the wrong one.
     """
 
     question: str
@@ -93,7 +93,7 @@ BEST: Final = "the best thing to do in"
 
 
 def draw_needle(method: Method, rng: np.random.Generator) -> Needle:
-    """One of many needles for `method`: with facts and a wrong statement for r2, alone for r."""
+    """A random needle for `method`: one statement for r; facts and a wrong statement otherwise."""
     town = _draw(rng, TOWNS, 1)[0]
     if method == "r":
         return _alone(rng, town)
@@ -122,7 +122,7 @@ def _trust(rng: np.random.Generator, town: str) -> Needle:
 
 
 def _order(rng: np.random.Generator, town: str) -> Needle:
-    """Two notices of different years, and whether the older or the newer one is in force."""
+    """Two notices of different years, and a rule that says which of them is in force."""
     answer, wrong = _answers(rng)
     older, newer = sorted(rng.choice(np.arange(1850, 1990), size=2, replace=False).tolist())
     rule, right_year, wrong_year = (
@@ -140,7 +140,7 @@ def _order(rng: np.random.Generator, town: str) -> Needle:
 
 
 def _condition(rng: np.random.Generator, town: str) -> Needle:
-    """What is done depends on a flag, and the flag of today is known."""
+    """Two plans that depend on a flag, and a statement that says which flag flies today."""
     answer, wrong = _answers(rng)
     flag, other = _draw(rng, ("green", "white", "yellow", "purple", "silver", "scarlet"), 2)
     return Needle(
@@ -162,7 +162,7 @@ PATTERNS: Final[tuple[Callable[[np.random.Generator, str], Needle], ...]] = (
 
 
 def _answers(rng: np.random.Generator) -> list[str]:
-    """Two answers that share neither deed nor spot."""
+    """Two answers with different deeds and different spots."""
     deeds, spots = _draw(rng, DEEDS, 2), _draw(rng, SPOTS, 2)
     return [f"{deed} {spot}" for deed, spot in zip(deeds, spots, strict=True)]
 

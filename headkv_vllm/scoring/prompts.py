@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sample as the tokens that a model is given, with the positions of the evidence."""
+"""Turns a sample into the tokens of a prompt, with the positions of the evidence."""
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from typing import Final, Self
 from transformers import PreTrainedTokenizerBase
 
 from headkv_vllm.errors import SamplesError, UnsupportedError, shown
-from headkv_vllm.scoring.samples import Sample, Span
+from headkv_vllm.scoring.samples import ScoreSample, Span
 
 CONTEXT: Final = "{context}"
 QUESTION: Final = "{question}"
@@ -20,12 +20,12 @@ DEFAULT_TEMPLATE: Final = (
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """A prompt, and what is expected of it.
+    """A prompt and its expected answer in tokens.
 
     ids: the whole prompt, special tokens included.
-    evidence: positions in `ids`, ascending, of the tokens that share a character with the
-        evidence; none where the sample has no evidence. Never a special token: the HeadKV authors'
-        code looks for a window of tokens like the statement's, and can take a BOS in.
+    evidence: ascending positions in `ids` of the tokens that share a character with the evidence;
+        empty when the sample has no evidence. Special tokens are left out. (The HeadKV authors'
+        code looks for a run of tokens like the statement's, which can include a BOS token.)
     answer_ids: the expected answer without special tokens.
     """
 
@@ -36,10 +36,10 @@ class PromptTokens:
 
 @dataclass(frozen=True)
 class Template:
-    """How a sample becomes a text: `{context}`, later `{question}`, each once, other braces as is.
+    """How a sample becomes a text. `text` has `{context}` once, and `{question}` once after it.
 
-    chat: the text is wrapped as a user's message by the tokenizer's chat template; None: if it has
-    one. Raises SamplesError for another text.
+    chat: whether the tokenizer's chat template wraps the text as a user's message; None means
+    yes if there is a chat template. Raises SamplesError for a text of another form.
     """
 
     text: str = DEFAULT_TEMPLATE
@@ -49,17 +49,17 @@ class Template:
         counts = [self.text.count(CONTEXT), self.text.count(QUESTION)]
         if counts != [1, 1] or self.text.index(CONTEXT) > self.text.index(QUESTION):
             raise SamplesError(
-                f"the template is {shown(self.text)}, allowed is a text with {CONTEXT} once and "
+                f"the template is {shown(self.text)}, expected a text with {CONTEXT} once and "
                 f"{QUESTION} once after it"
             )
 
     def settled(self, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """The same, with `chat` true or false."""
+        """This template with `chat` decided: true or false."""
         chat = bool(tokenizer.chat_template) if self.chat is None else self.chat
         return replace(self, chat=chat)
 
-    def fill(self, sample: Sample) -> tuple[str, int]:
-        """The text of `sample`, and the character at which its context starts."""
+    def fill(self, sample: ScoreSample) -> tuple[str, int]:
+        """The text of `sample`, and the index of the character at which its context starts."""
         before, rest = self.text.split(CONTEXT)
         between, after = rest.split(QUESTION)
         text = f"{before}{sample.context}{between}{sample.question}{after}"
@@ -67,8 +67,11 @@ class Template:
 
 
 def template_length(tokenizer: PreTrainedTokenizerBase, template: Template) -> int:
-    """Tokens of a prompt besides context and question. Raises UnsupportedError, see `tokenize`."""
-    text, _ = template.fill(Sample("", "", "", ()))
+    """The number of tokens that a prompt has besides context and question.
+
+    Raises UnsupportedError, see `tokenize`.
+    """
+    text, _ = template.fill(ScoreSample("", "", "", ()))
     template = template.settled(tokenizer)
     if template.chat:
         text = _render(text, tokenizer)
@@ -76,14 +79,14 @@ def template_length(tokenizer: PreTrainedTokenizerBase, template: Template) -> i
 
 
 def tokenize(
-    sample: Sample, tokenizer: PreTrainedTokenizerBase, template: Template
+    sample: ScoreSample, tokenizer: PreTrainedTokenizerBase, template: Template
 ) -> PromptTokens:
-    """`sample` in the tokens of `tokenizer`, with its special tokens, or its chat template's.
+    """`sample` in the tokens of `tokenizer`, with its special tokens or its chat template's.
 
-    The answer is tokenized as it would follow the prompt: after a space, or after what the chat
+    The answer is tokenized as it follows the prompt: after a space, or after the text that the chat
     template puts before it. Raises UnsupportedError when the tokenizer is not a fast one, or has no
-    chat template that can be used, and SamplesError when the chat template changes the text, or
-    evidence or answer has no token.
+    usable chat template. Raises SamplesError when the chat template changes the text, or when the
+    evidence or the answer has no tokens.
     """
     template = template.settled(tokenizer)
     text, context = template.fill(sample)
@@ -110,7 +113,7 @@ def _encode(
 ) -> tuple[tuple[int, ...], list[Span]]:
     if not tokenizer.is_fast:
         raise UnsupportedError(
-            f"{type(tokenizer).__name__} does not say where tokens stand in the text: a fast "
+            f"{type(tokenizer).__name__} does not give the places of tokens in the text: a fast "
             "tokenizer (tokenizer.json) is needed"
         )
     encoding = tokenizer(
@@ -125,16 +128,16 @@ def _encode(
 def _chat(
     text: str, spans: list[Span], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, list[Span]]:
-    """The chat with `text` as its only message, and where `spans` of `text` are in it."""
+    """The chat with `text` as its only message, and `spans` of `text` as spans of the chat."""
     rendered = _render(text, tokenizer)
     # Many chat templates strip a message.
     stripped = text.strip()
     place = rendered.find(stripped)
     if place < 0 or place != rendered.rfind(stripped):
-        count = "not" if place < 0 else "more than once"
+        what = "does not contain the message" if place < 0 else "repeats the message"
         raise SamplesError(
-            f"the chat template of {type(tokenizer).__name__} has the message {count} in its text, "
-            "so the evidence cannot be found: --no-chat asks in plain text"
+            f"the chat template of {type(tokenizer).__name__} {what}, so the evidence cannot be "
+            "found: --no-chat asks in plain text"
         )
     moved, last = place - text.index(stripped), place + len(stripped)
     kept = [(max(start + moved, place), min(end + moved, last)) for start, end in spans]
@@ -142,7 +145,7 @@ def _chat(
 
 
 def _chat_answer(text: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """`answer` as it follows the chat with `text`: some templates put a space before it."""
+    """`answer` as it follows the chat with `text`. Some templates put a space before it."""
     asked, answered = _render(text, tokenizer), _render(text, tokenizer, answer)
     start = answered.find(answer, len(asked))
     between = answered[len(asked) : start]
@@ -151,7 +154,7 @@ def _chat_answer(text: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _render(text: str, tokenizer: PreTrainedTokenizerBase, answer: str | None = None) -> str:
-    """The chat with `text` as the user's message, up to where `answer` begins, or with it."""
+    """The chat with `text` as the user's message, and with `answer` as its reply if given."""
     from jinja2 import TemplateError
 
     name = type(tokenizer).__name__
@@ -165,7 +168,7 @@ def _render(text: str, tokenizer: PreTrainedTokenizerBase, answer: str | None = 
             messages,
             tokenize=False,
             add_generation_prompt=answer is None,
-            # Qwen3's and others' would let the model think aloud for longer than an answer is.
+            # Otherwise Qwen3 and other models write their thoughts before the answer.
             enable_thinking=False,
         )
     except (TemplateError, ValueError, TypeError) as error:
@@ -176,12 +179,12 @@ def _render(text: str, tokenizer: PreTrainedTokenizerBase, answer: str | None = 
 
 
 def _overlapping(offsets: list[Span], spans: list[Span]) -> list[int]:
-    """Ascending positions whose characters overlap one of the ascending spans, which are apart.
+    """Ascending positions of the tokens that overlap one of the `spans`, which ascend.
 
-    A token of no characters, such as BOS, overlaps none.
+    A token without characters, such as BOS, overlaps no span.
     """
     ends = [end for _, end in spans]
-    # Of the spans that end after the token's start, the first starts first.
+    # The index of the first span that ends after the token's start.
     after = [bisect_right(ends, first) for first, _ in offsets]
     return [
         position
@@ -191,7 +194,8 @@ def _overlapping(offsets: list[Span], spans: list[Span]) -> list[int]:
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """All special tokens; the unknown one, which stands for text, only if it is also another."""
+    """All special tokens. The unknown token stands for text, so it counts only if it is also
+    another special token."""
     structural = {tokenizer.bos_token_id, tokenizer.eos_token_id}
     return {
         token
@@ -200,7 +204,7 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     }
 
 
-def _check(sample: Sample, prompt: PromptTokens) -> PromptTokens:
+def _check(sample: ScoreSample, prompt: PromptTokens) -> PromptTokens:
     if sample.evidence and not prompt.evidence:
         start, end = sample.evidence[0]
         raise SamplesError(f"the evidence {shown(sample.context[start:end])} has no tokens")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole run: from prompts to the mean score of every head."""
+"""A scoring run: from prompts to the mean score of every head."""
 
 import hashlib
 import json
@@ -9,33 +9,34 @@ from math import ceil, floor, log10
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from headkv_vllm.arrays import FloatArray
 from headkv_vllm.errors import ScoringError, shown
+from headkv_vllm.scoring.attention_scores import Method
 from headkv_vllm.scoring.checkpoint import Checkpoint
 from headkv_vllm.scoring.journal import Journal, SampleResult
 from headkv_vllm.scoring.measuring import Answers, measure
-from headkv_vllm.scoring.methods import Method
 from headkv_vllm.scoring.prompts import PromptTokens, Template
-from headkv_vllm.scoring.word_overlap import recall
+from headkv_vllm.scoring.samples import recall
 from headkv_vllm.version import tool_version
 
 ACCEPTED_SHARE = 0.5
 """A sample counts when the model gives more than this share of its answer."""
-LEAST_SHARE = 0.25
-"""Share of the samples that must count. With fewer, the scores say little about retrieval."""
+MIN_SHARE = 0.25
+"""The share of the samples that must count. With fewer, scores say little about retrieval."""
 FIRST_SAMPLES = 10
-"""If none of these counts, none of the others is worth its time."""
+"""If none of these counts, the run stops: the other samples would take time for nothing."""
 DECIMALS = 6
-"""Of the scores in the file, and more where all of them are small: long evidence makes them so."""
+"""Decimals of the scores in the file. If all scores are below 0.1 there are more: long evidence
+makes scores small."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreRun:
-    """What is measured: `prompts` on `checkpoint`; `expected` are the texts of their answers.
+    """Measures `prompts` on `checkpoint`.
 
-    template: what the prompts were made with.
+    expected: the text of each prompt's answer. template: the template of the prompts.
     """
 
     checkpoint: Checkpoint
@@ -46,7 +47,7 @@ class ScoreRun:
     expected: tuple[str, ...]
 
     def describe(self) -> dict[str, Any]:
-        """All that the results depend on, in JSON types; the journal is matched by it."""
+        """Everything that the results depend on, in JSON types. The journal is matched by it."""
         model = self.checkpoint.model
         prompts = [[p.ids, p.evidence, p.answer_ids] for p in self.prompts]
         return {
@@ -70,10 +71,10 @@ class ScoreRun:
         *,
         allow_few: bool = False,
     ) -> Journal:
-        """Measure the samples that `journal` lacks; `on_result` is called after each of them.
+        """Measure the samples that `journal` lacks. `on_result` is called after each of them.
 
-        Raises ScoringError when a result cannot be kept, or the model yields no numbers, or, unless
-        `allow_few`, when none of the first FIRST_SAMPLES counts.
+        Raises ScoringError when a result cannot be kept, when the model's logits are not finite,
+        or, unless `allow_few`, when none of the first FIRST_SAMPLES counts.
         """
         for index in range(len(journal.results), len(self.prompts)):
             if index == FIRST_SAMPLES and not allow_few and not accepted(journal.results):
@@ -85,29 +86,29 @@ class ScoreRun:
 
     def mean_scores(
         self, results: Sequence[SampleResult], *, allow_few: bool = False
-    ) -> npt.NDArray[np.float64]:
+    ) -> FloatArray:
         """The mean over the accepted results: [num_layers, num_heads], rounded, see DECIMALS.
 
-        Gates are a KV head's: its query heads get the mean of their gradients, and 0 for a negative
-        one. Raises ScoringError, with the counts, when fewer than LEAST_SHARE of the samples count
-        (or none, with `allow_few`), or when no head scores above zero.
+        With the method "grad", the query heads of a KV head share its gradient, see
+        `share_among_kv_heads`. Raises ScoringError, with the counts, when fewer than MIN_SHARE of
+        the samples count (or none, with `allow_few`), or when no head scores above zero.
         """
         right = accepted(results)
-        wanted = 1 if allow_few else max(1, ceil(len(results) * LEAST_SHARE))
+        min_accepted = 1 if allow_few else max(1, ceil(len(results) * MIN_SHARE))
         if not right:
             raise ScoringError(self._none_counts(results))
-        if len(right) < wanted:
+        if len(right) < min_accepted:
             raise ScoringError(
                 f"{len(right)} of {len(results)} samples count, and scores from fewer than "
-                f"{wanted} say little: --allow-few takes what there is; {self._advice}"
+                f"{min_accepted} say little: --allow-few accepts them; {self._advice}"
             )
-        scores: npt.NDArray[np.float64] = np.mean([result.values for result in right], axis=0)
+        scores: FloatArray = np.mean([result.values for result in right], axis=0)
         if self.method == "grad":
-            scores = of_kv_heads(scores, self.checkpoint.identity.num_kv_heads)
+            scores = share_among_kv_heads(scores, self.checkpoint.identity.num_kv_heads)
         if not scores.any():
             raise ScoringError(
-                f"all scores are 0: in {len(right)} answers that count no head attends the "
-                "evidence as the method asks"
+                f"all scores are 0: in the {len(right)} answers that count, no head attends the "
+                "evidence in the way that the method measures"
             )
         return scores.round(DECIMALS - min(0, floor(log10(scores.max())) + 1))
 
@@ -150,13 +151,13 @@ def accepted(results: Sequence[SampleResult]) -> list[SampleResult]:
     return [result for result in results if result.share > ACCEPTED_SHARE]
 
 
-def of_kv_heads(gradients: npt.NDArray[np.float64], num_kv_heads: int) -> npt.NDArray[np.float64]:
-    """Scores of query heads from gradients [num_layers, num_heads] of gates of their own.
+def share_among_kv_heads(gradients: FloatArray, num_kv_heads: int) -> FloatArray:
+    """Scores of query heads from the gradients of their gates, both [num_layers, num_heads].
 
-    A KV head has one budget, so one gate: its gradient is the sum of those of its query heads. Each
-    of them gets an equal part, or 0 where the sum is negative.
+    A KV head has one budget, so its gradient is the sum of the gradients of its query heads. Each
+    query head gets an equal part of the sum, or 0 if the sum is negative.
     """
     groups = gradients.reshape(len(gradients), num_kv_heads, -1)
     means = np.maximum(groups.mean(axis=2, keepdims=True), 0.0)
-    scores: npt.NDArray[np.float64] = np.broadcast_to(means, groups.shape).reshape(gradients.shape)
+    scores: FloatArray = np.broadcast_to(means, groups.shape).reshape(gradients.shape)
     return scores

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A question about a long text, its answer, and where in the text the answer can be seen."""
+"""A question about a long text, its answer, the place of the answer, and how to grade a reply."""
 
 import re
+import string
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +11,22 @@ from typing import Final, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from headkv_vllm.errors import SamplesError, shown
+from headkv_vllm.errors import SamplesError, explain, shown
 
 MAX_FILE_BYTES: Final = 2**30
 
 Span = tuple[int, int]
 
+_ARTICLES: Final = re.compile(r"\b(?:a|an|the)\b")
+_NO_PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
+
 
 @dataclass(frozen=True)
-class Sample:
-    """One question. The model passes when it gives `answer`, and is watched while it does.
+class ScoreSample:
+    """One question about a context, with its answer.
 
-    evidence: character spans `[start, end)` of `context`, ascending, apart from each other: the
-        statement that answers the question. None where it is not known.
+    evidence: the statement that answers the question, as character spans `[start, end)` of
+        `context`. They ascend and do not touch. Empty when the place is not known.
     """
 
     context: str
@@ -31,7 +36,7 @@ class Sample:
 
 
 class SampleLine(BaseModel):
-    """A line of a samples file, see `read_samples`. Descriptions say what is allowed."""
+    """A line of a samples file, see `read_samples`. Error messages quote the descriptions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -43,21 +48,24 @@ class SampleLine(BaseModel):
         description="a text from the context, a span of characters [start, end], or a list of them",
     )
 
-    def to_sample(self, *, needs_evidence: bool) -> Sample:
-        """The sample with its evidence as spans. Raises SamplesError without file and line."""
+    def to_sample(self, *, needs_evidence: bool) -> ScoreSample:
+        """The sample with its evidence as spans.
+
+        Raises SamplesError; its message does not name the file and the line.
+        """
         spans = [span for part in self._parts() for span in self._find(part)]
         if needs_evidence and not spans:
             raise SamplesError(
                 f"the answer {shown(self.answer)} is not in the context, so evidence is needed"
             )
-        return Sample(self.context, self.question, self.answer, merge(spans))
+        return ScoreSample(self.context, self.question, self.answer, merge(spans))
 
     def _parts(self) -> tuple[str | Span | None, ...]:
         match self.evidence:
             case None | str() | (int(), int()):
                 return (cast("str | Span | None", self.evidence),)
             case ():
-                raise SamplesError("evidence is an empty list, allowed is to leave it out")
+                raise SamplesError("evidence is an empty list, leave the key out instead")
         return self.evidence
 
     def _find(self, part: str | Span | None) -> list[Span]:
@@ -74,7 +82,7 @@ class SampleLine(BaseModel):
         return [part]
 
     def _find_answer(self) -> list[Span]:
-        """Whole words if there are any: 'no' does not stand in 'know'."""
+        """All places of the answer as whole words, or all places if there is none."""
         places = list(occurrences(self.context, self.answer))
         whole_words = re.compile(rf"(?<!\w){re.escape(self.answer)}(?!\w)")
         return [span for span in places if whole_words.match(self.context, span[0])] or places
@@ -83,21 +91,21 @@ class SampleLine(BaseModel):
         places = list(occurrences(self.context, text)) if text.strip() else []
         if len(places) != 1:
             raise SamplesError(
-                f"the evidence {shown(text)} is {len(places)} times in the context, allowed is once"
+                f"the evidence {shown(text)} is {len(places)} times in the context, expected once"
             )
         return places
 
 
-def read_samples(path: Path, *, needs_evidence: bool = True) -> tuple[Sample, ...]:
+def read_samples(path: Path, *, needs_evidence: bool = True) -> tuple[ScoreSample, ...]:
     """The samples in a file of JSON lines: `{context, question, answer, evidence (optional)}`.
 
-    evidence is a text that stands in the context once, a span of characters `[start, end)`, or a
-    list of such; without it, every place where the answer stands in the context, as whole words
-    if it does so anywhere. Where there is none, the sample has no evidence, which is an error if
-    `needs_evidence`. Blank lines are skipped.
+    evidence is a text that the context contains once, a span of characters `[start, end)`, or a
+    list of these. Without this key the evidence is every place of the answer in the context, as
+    whole words if there is such a place. If there is no place at all, the sample has no evidence,
+    which is an error if `needs_evidence`. Blank lines are skipped.
 
     Raises SamplesError, one line with the file and the line number, when the file cannot be read,
-    is empty or larger than MAX_FILE_BYTES, or a line is not as described.
+    is empty or larger than MAX_FILE_BYTES, or when a line is not as described.
     """
     samples = tuple(
         _parse(path, number, line, needs_evidence)
@@ -110,7 +118,7 @@ def read_samples(path: Path, *, needs_evidence: bool = True) -> tuple[Sample, ..
 
 
 def merge(spans: Iterable[Span]) -> tuple[Span, ...]:
-    """The same characters as ascending spans that neither overlap nor touch."""
+    """The same characters as ascending spans that do not overlap or touch."""
     merged: list[Span] = []
     for start, end in sorted(spans):
         if merged and start <= merged[-1][1]:
@@ -121,7 +129,7 @@ def merge(spans: Iterable[Span]) -> tuple[Span, ...]:
 
 
 def occurrences(text: str, part: str) -> Iterator[Span]:
-    """Every span of `text` that reads `part`, which is not empty, overlapping ones too."""
+    """Every span of `text` that equals `part`, also overlapping ones. `part` is not empty."""
     start = text.find(part)
     while start >= 0:
         yield start, start + len(part)
@@ -132,7 +140,7 @@ def _read_bytes(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise SamplesError(f"samples file {str(path)!r} is no regular file")
+            raise SamplesError(f"samples file {str(path)!r} is not a regular file")
         if size > MAX_FILE_BYTES:
             raise SamplesError(
                 f"samples file {str(path)!r} has {size} bytes, allowed are {MAX_FILE_BYTES}"
@@ -142,31 +150,32 @@ def _read_bytes(path: Path) -> bytes:
         raise SamplesError(f"samples file {str(path)!r} cannot be read: {error.strerror}") from None
 
 
-def _parse(path: Path, number: int, line: bytes, needs_evidence: bool) -> Sample:
+def _parse(path: Path, number: int, line: bytes, needs_evidence: bool) -> ScoreSample:
     try:
         read = SampleLine.model_validate_json(line.decode())
         return read.to_sample(needs_evidence=needs_evidence)
     except UnicodeDecodeError:
         reason = "it is not UTF-8"
     except ValidationError as error:
-        reason = _explain(error)
+        allowed = {name: str(field.description) for name, field in SampleLine.model_fields.items()}
+        reason = explain(error, SampleLine, "it", allowed)
     except SamplesError as error:
         reason = str(error)
     raise SamplesError(f"samples file {str(path)!r}, line {number}: {reason}")
 
 
-def _explain(error: ValidationError) -> str:
-    # A misspelt key explains a missing one.
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    fields = SampleLine.model_fields
-    key = str(first["loc"][0]) if first["loc"] else ""
-    match first["type"]:
-        case "json_invalid":
-            return f"it is not valid JSON: {first['ctx']['error']}"
-        case "missing":
-            return f"{key} is missing"
-        case "extra_forbidden":
-            return f"{shown(key)} is not a key, allowed are {', '.join(fields)}"
-    if not key:
-        return f"it is {shown(first['input'])}, expected a JSON object"
-    return f"{key} is {shown(first['input'])}, expected {fields[key].description}"
+def recall(answer: str, generated: str) -> float:
+    """The share of the answer's words that `generated` contains, 0 to 1, as in arXiv 2404.15574.
+
+    A repeated word counts as often as it stands in both. An answer without words scores 1 when
+    `generated` has no words, and 0 otherwise.
+    """
+    expected, said = english_words(answer), english_words(generated)
+    if not expected:
+        return float(not said)
+    return (Counter(expected) & Counter(said)).total() / len(expected)
+
+
+def english_words(text: str) -> list[str]:
+    """The words of `text` in lower case, without ASCII punctuation and without articles."""
+    return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of heads by how much an answer's likelihood hangs on what they attend from afar."""
+"""Scores of heads by how much an answer's likelihood depends on their attention to far tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from headkv_vllm.scoring.attention_rows import row_logits, weighted_values
 
 SINK: Final = 4
 RECENT: Final = 32
-"""What is near a token: the prompt's first tokens, and the last ones, the token itself included."""
+"""Tokens that are near: the first ones of the prompt, and the latest ones, the token itself
+included."""
 AMOUNTS: Final = (0.3, 0.5, 0.7)
 """The values of the gates at which gradients are taken."""
 
@@ -23,13 +24,15 @@ def sensitivity(
 ) -> torch.Tensor:
     """The gradient of the answer's log-likelihood with respect to a gate for each query head.
 
-    While the answer is computed, the output of a head is `gate * full + (1 - gate) * near`, of its
-    attention of all tokens, and of its attention where only the first `SINK` and the last `RECENT`
-    tokens are there. All gates have one value; the result is the mean over `amounts`, from 0 to 1.
+    While the answer is computed, the output of a head is `gate * full + (1 - gate) * near`. `full`
+    is its attention of all tokens; `near` is its attention of the first `SINK` and the last
+    `RECENT` tokens only. All gates have one value. The result is the mean of the gradients at
+    `amounts`, which are values from 0 to 1.
+
     Returns [num_layers, num_heads] float64, of either sign.
 
-    The weights of the model have no gradients (`requires_grad_(False)`), so that the graph is that
-    of the answer's rows; of their attention it holds one layer at a time.
+    The weights of the model have no gradients (`requires_grad_(False)`), so the graph contains the
+    answer's rows only. It holds the attention of one layer at a time.
     """
     num_heads = prompt.model.config.get_text_config().num_attention_heads
     total = torch.zeros(prompt.num_layers, num_heads, dtype=torch.float64)
@@ -46,7 +49,7 @@ def sensitivity(
 
 @dataclass(frozen=True, eq=False)
 class _Gated:
-    """Attention behind gates [num_layers, num_heads]; see `sensitivity`."""
+    """Attention with gates [num_layers, num_heads]; see `sensitivity`."""
 
     prompt: ReadPrompt
     gates: torch.Tensor
@@ -55,7 +58,7 @@ class _Gated:
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
         gates = self.gates[layer].to(query.device)
-        # Computed again when the gradient comes by, so that no two layers' rows are held at once.
+        # The backward pass computes this again, so that the rows of one layer at a time are held.
         output: torch.Tensor = checkpoint(
             self._attend, layer, query, key, value, scale, gates, use_reentrant=False
         )
@@ -79,7 +82,10 @@ class _Gated:
 
 
 def far_tokens(num_rows: int, num_tokens: int, device: torch.device) -> torch.Tensor:
-    """Bool [num_rows, num_tokens]: what is not near the last `num_rows` of `num_tokens` tokens."""
+    """Bool [num_rows, num_tokens]: True where a token is far from a row's token.
+
+    The rows are the last `num_rows` of the tokens.
+    """
     rows = torch.arange(num_tokens - num_rows, num_tokens, device=device)[:, None]
     tokens = torch.arange(num_tokens, device=device)
     return (tokens >= SINK) & (tokens <= rows - RECENT)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dashboard as one document: markup, style and scripts, with nothing left to load."""
+"""The dashboard as one document with markup, style and scripts. It loads no other files."""
 
 from base64 import b64encode
 from hashlib import sha256
@@ -9,7 +9,7 @@ from typing import Final
 FOLDER: Final = Path(__file__).with_name("dashboard")
 STYLE: Final = "style.css"
 SCRIPTS: Final = ("format.js", "server.js", "heat_map.js", "usage_chart.js", "plan.js", "page.js")
-"""In the order in which each builds on those before it."""
+"""Ordered so that each script uses only scripts before it."""
 
 
 def _read(name: str) -> str:
@@ -27,7 +27,7 @@ def _page(style: str, script: str) -> str:
 
 
 def _headers(style: str, script: str) -> dict[str, str]:
-    """A browser then loads nothing, runs only what is ours, and asks only this server."""
+    """Headers for the browser: load nothing, run only our script, connect only to this server."""
     policy = {
         "default-src": "'none'",
         "style-src": _hashed(style),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The body of POST plan, read from bytes that may be anything."""
+"""Reads and checks the body of POST plan."""
 
 from http import HTTPStatus
 from typing import Any, Final, Self
@@ -8,12 +8,12 @@ from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from headkv_vllm.config import PolicyName
-from headkv_vllm.errors import shown
+from headkv_vllm.errors import explain, shown
 from headkv_vllm.server.refusal import Refusal
 
 BASE_BYTES: Final = 65_536
 BYTES_PER_TOKEN: Final = 64
-"""A body may be as long as this for each token that the server takes, and `BASE_BYTES` more."""
+"""The limit of a body is this number times the server's max_model_len, plus `BASE_BYTES`."""
 
 _ONE_OF_BOTH: Final[dict[str, Any]] = {
     "oneOf": [
@@ -24,9 +24,9 @@ _ONE_OF_BOTH: Final[dict[str, Any]] = {
 
 
 class PlanRequest(BaseModel):
-    """What to plan for: a prompt's length, or its text; and a budget, as in a request's vllm_xargs.
+    """A prompt's length or its text, and a budget, as in a request's vllm_xargs.
 
-    What is left out is as the server's settings say.
+    The server's settings replace what is left out.
     """
 
     model_config = ConfigDict(
@@ -47,9 +47,9 @@ class PlanRequest(BaseModel):
         default=None, ge=0, description="tokens kept per KV head on average; 0 is off"
     )
     keep_ratio: float | None = Field(
-        default=None, gt=0, le=1, description="the same as a part of the prompt"
+        default=None, gt=0, le=1, description="the budget as a part of the prompt"
     )
-    policy: PolicyName | None = Field(default=None, description="how budgets are shared out")
+    policy: PolicyName | None = Field(default=None, description="how budgets are allocated")
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
@@ -59,9 +59,9 @@ class PlanRequest(BaseModel):
 
 
 async def read_plan_request(request: Request, max_model_len: int) -> PlanRequest:
-    """The body of `request`. Raises Refusal: 413 when it is too long, 400 when it is no plan's.
+    """The body of `request`. Raises Refusal: 413 when it is too long, 400 when it is not valid.
 
-    Read by pydantic and not by FastAPI, whose parser takes what no JSON is (NaN, lone surrogates).
+    pydantic parses it, because FastAPI's parser accepts invalid JSON (NaN, lone surrogates).
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
@@ -73,7 +73,10 @@ async def read_plan_request(request: Request, max_model_len: int) -> PlanRequest
     try:
         return PlanRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _explain(error) from None
+        location = error.errors()[0]["loc"]
+        field = str(location[0]) if location else None
+        message = explain(error, PlanRequest, "the body")
+        raise Refusal(HTTPStatus.BAD_REQUEST, message, field) from None
 
 
 async def _read(request: Request, limit: int) -> bytes:
@@ -83,23 +86,6 @@ async def _read(request: Request, limit: int) -> bytes:
         if len(body) > limit:
             raise Refusal(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"the body is longer than {limit} bytes, which is more than a prompt can be here",
+                f"the body is longer than {limit} bytes, which no prompt of this server needs",
             )
     return bytes(body)
-
-
-def _explain(error: ValidationError) -> Refusal:
-    first = error.errors()[0]
-    field = str(first["loc"][0]) if first["loc"] else None
-    match first["type"]:
-        case "value_error":
-            message = str(first["ctx"]["error"])
-        case "json_invalid":
-            message = f"the body is not valid JSON: {first['ctx']['error']}"
-        case "extra_forbidden":
-            allowed = ", ".join(PlanRequest.model_fields)
-            message = f"unknown field {shown(field)}: allowed are {allowed}"
-        case _:
-            what = field or "the body"
-            message = f"{what} is {shown(first['input'])}: {first['msg']}"
-    return Refusal(HTTPStatus.BAD_REQUEST, message, field)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A `vllm serve` that this program starts, waits for and stops."""
+"""Starts, waits for and stops a `vllm serve` process."""
 
 import os
 import signal
@@ -27,9 +27,9 @@ class ServerError(HeadKVError):
 
 
 class ServerProcess:
-    """Runs `vllm serve MODEL ...` on a free local port; what it prints goes to `log_path`.
+    """Runs `vllm serve MODEL ...` on a free local port. Its output goes to `log_path`.
 
-    A context manager: the server starts with the block and is stopped at its end, whatever happens.
+    A context manager: the server starts with the block and always stops at its end.
     """
 
     command: Sequence[str] = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
@@ -55,13 +55,13 @@ class ServerProcess:
         return self._started.pid
 
     def log(self) -> str:
-        """What the server has printed so far."""
+        """The output of the server so far."""
         return self.log_path.read_text(errors="replace")
 
     def wait_until_healthy(
         self, timeout: float, waiting: Callable[[float], None] = lambda elapsed: None
     ) -> None:
-        """Return when `/health` answers; `waiting` is told the seconds gone by now and then.
+        """Return when `/health` answers. `waiting` is called with the elapsed seconds.
 
         Raises ServerError, with the end of the log, when the server ends or time runs out.
         """
@@ -76,7 +76,7 @@ class ServerProcess:
             time.sleep(0.25)
 
     def stop(self) -> int:
-        """End the server, by force if it does not listen; returns its exit code."""
+        """End the server, by force after STOP_TIMEOUT seconds. Returns its exit code."""
         self._started.terminate()
         try:
             return self._started.wait(STOP_TIMEOUT)
@@ -89,7 +89,7 @@ class ServerProcess:
         return self._started.poll() is None
 
     def has_processes(self) -> bool:
-        """Whether the server's first process, or any that it has started, is alive."""
+        """Whether any process of the server is alive."""
         try:
             os.killpg(self.pid, 0)
         except ProcessLookupError:

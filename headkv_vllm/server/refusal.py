@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What our routes answer when they cannot do as asked: OpenAI's error form, as vLLM's do."""
+"""Error answers of our routes, in OpenAI's form as in vLLM."""
 
 from http import HTTPStatus
 from typing import Any, Final
@@ -16,7 +16,7 @@ TYPES: Final = {
 
 
 class ErrorInfo(BaseModel):
-    """message: one line for people. param: the field that it is about. code: the HTTP status."""
+    """message: one line for people. param: the wrong field. code: the HTTP status."""
 
     message: str
     type: str
@@ -25,19 +25,19 @@ class ErrorInfo(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """The body of every answer that is an error of the request's."""
+    """The body of all answers to wrong requests."""
 
     error: ErrorInfo
 
 
 class UnauthorizedAnswer(BaseModel):
-    """What vLLM answers in our place where it asks for an API key and is not given it."""
+    """vLLM's answer to a request without the API key."""
 
     error: str
 
 
 class Refusal(Exception):
-    """Ends a route with an error of the request's."""
+    """Ends a route because the request is wrong."""
 
     def __init__(self, status: HTTPStatus, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -54,7 +54,7 @@ async def answer_refusal(request: Request, refusal: Exception) -> JSONResponse:
 
 
 def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route that may refuse with `statuses`; 401 is always among them."""
+    """`responses` of a route that may refuse with `statuses`. They always include 401."""
     answers: dict[int | str, dict[str, Any]] = {
         HTTPStatus.UNAUTHORIZED.value: {"model": UnauthorizedAnswer}
     }

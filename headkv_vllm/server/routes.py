@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The routes under /v1/headkv/, which vLLM's API key guards, and the page that shows them."""
+"""The routes under /v1/headkv/, which vLLM's API key protects, and the dashboard page."""
 
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from headkv_vllm.budgets.plan import Plan, make_plan
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.served_model import ServedModel, metrics_registry
 from headkv_vllm.errors import RequestError, SettingsError
-from headkv_vllm.head_scores.served import ServedScores
+from headkv_vllm.head_scores.scores import ServedScores
 from headkv_vllm.request_overrides import request_settings
 from headkv_vllm.server.page import PAGE, PAGE_HEADERS
 from headkv_vllm.server.plan_request import PlanRequest, read_plan_request
@@ -22,7 +22,7 @@ from headkv_vllm.server.shown_config import ShownConfig
 from headkv_vllm.server.stats import Stats, read_stats
 
 STATE = "headkv"
-"""Where the app's state holds the `ServedModel`; None when another backend serves."""
+"""The name of the `ServedModel` in the app's state. It is None when another backend serves."""
 
 router = APIRouter(prefix="/v1/headkv", tags=["headkv"])
 open_router = APIRouter(tags=["headkv"])
@@ -33,7 +33,7 @@ def _served(request: Request) -> ServedModel:
     if served is None:
         raise Refusal(
             HTTPStatus.NOT_FOUND,
-            "this server compresses nothing: it was started without --attention-backend headkv",
+            "this server does not compress: it was started without --attention-backend headkv",
         )
     return served
 
@@ -54,12 +54,12 @@ PLAN_BODY: dict[str, Any] = {
 @router.get("/config", responses=NOT_FOUND)
 async def config(served: Served) -> ShownConfig:
     """The model, and the settings that requests start from."""
-    return ShownConfig.of(served)
+    return ShownConfig.from_served(served)
 
 
 @router.get("/scores", responses=NOT_FOUND)
 async def scores(served: Served) -> ServedScores:
-    """The score of every KV head, and where the scores come from."""
+    """The score of every KV head, and the source of the scores."""
     return served.scores
 
 
@@ -67,17 +67,17 @@ async def scores(served: Served) -> ServedScores:
 async def plan(served: Served, request: Request) -> Plan:
     """What every KV head would keep of a prompt, and the memory that this saves.
 
-    Nothing is computed on the prompt. Every budget that a request may ask for can be asked for.
+    The model does not run. The budget may be any budget that a request may ask for.
     """
-    wanted = await read_plan_request(request, served.max_model_len)
-    settings = _settings(served, wanted)
-    num_prompt_tokens = await _num_prompt_tokens(served, wanted)
+    plan_request = await read_plan_request(request, served.max_model_len)
+    settings = _settings(served, plan_request)
+    num_prompt_tokens = await _num_prompt_tokens(served, plan_request)
     return await run_in_threadpool(_plan, served, settings, num_prompt_tokens)
 
 
 @router.get("/stats", responses=NOT_FOUND)
 def stats(served: Served) -> Stats:
-    """What compression does now, and has done since the server started."""
+    """What compression does now, and what it has done since the server started."""
     return read_stats(metrics_registry())
 
 
@@ -89,14 +89,14 @@ async def dashboard() -> HTMLResponse:
 
 @open_router.get("/headkv/dashboard", response_class=HTMLResponse)
 async def open_dashboard() -> HTMLResponse:
-    """The same page, which holds no data, for browsers: it asks for the API key itself."""
+    """The same page for browsers. It has no data and asks the user for the API key."""
     return HTMLResponse(PAGE, headers=PAGE_HEADERS)
 
 
-def _settings(served: ServedModel, wanted: PlanRequest) -> Settings:
-    """Those of a request with the budget of `wanted`, checked as such a request is."""
+def _settings(served: ServedModel, plan_request: PlanRequest) -> Settings:
+    """The settings of a request with this budget and policy. Raises Refusal."""
     fields = ("budget", "keep_ratio", "policy")
-    given = {name: getattr(wanted, name) for name in fields}
+    given = {name: getattr(plan_request, name) for name in fields}
     arguments = {f"headkv_{name}": value for name, value in given.items() if value is not None}
     try:
         return request_settings(served.settings, arguments)
@@ -106,21 +106,21 @@ def _settings(served: ServedModel, wanted: PlanRequest) -> Settings:
         raise Refusal(HTTPStatus.BAD_REQUEST, message, field) from None
 
 
-async def _num_prompt_tokens(served: ServedModel, wanted: PlanRequest) -> int:
-    if wanted.text is not None:
+async def _num_prompt_tokens(served: ServedModel, plan_request: PlanRequest) -> int:
+    if plan_request.text is not None:
         try:
-            return await served.count_tokens(wanted.text)
+            return await served.count_tokens(plan_request.text)
         except SettingsError as error:
             raise Refusal(HTTPStatus.BAD_REQUEST, str(error), "text") from None
-    assert wanted.prompt_tokens is not None, "one of the two is given"
-    if wanted.prompt_tokens > served.max_model_len:
+    assert plan_request.prompt_tokens is not None, "PlanRequest has text or prompt_tokens"
+    if plan_request.prompt_tokens > served.max_model_len:
         raise Refusal(
             HTTPStatus.BAD_REQUEST,
-            f"prompt_tokens is {wanted.prompt_tokens}, but this server takes prompts of up to "
+            f"prompt_tokens is {plan_request.prompt_tokens}, but this server takes at most "
             f"{served.max_model_len} tokens",
             "prompt_tokens",
         )
-    return wanted.prompt_tokens
+    return plan_request.prompt_tokens
 
 
 def _plan(served: ServedModel, settings: Settings, num_prompt_tokens: int) -> Plan:

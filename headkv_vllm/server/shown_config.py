@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server tells of its model and of its settings."""
+"""The answer of GET config: a server's model and its settings."""
 
 from pathlib import Path
 from typing import Self, get_args
@@ -52,8 +52,8 @@ class ShownConfig(BaseModel):
     tensor_parallel_size: int
 
     @classmethod
-    def of(cls, served: ServedModel) -> Self:
-        """What of `served` may leave the process: no path on this machine."""
+    def from_served(cls, served: ServedModel) -> Self:
+        """The configuration of `served`, without the paths of this machine."""
         num_layers, num_kv_heads = len(served.scores.values), len(served.scores.values[0])
         num_heads = max(num_kv_heads, served.tensor_parallel_size)
         return cls(
@@ -76,7 +76,7 @@ class ShownConfig(BaseModel):
 
 
 def _block_bytes(served: ServedModel, num_heads: int) -> int:
-    """Of a key and a value for each of `num_heads` heads and each token of a block."""
+    """Bytes of a key and a value, for each of `num_heads` heads and each token of a block."""
     return 2 * served.bytes_per_element * served.head_size * served.block_size * num_heads
 
 

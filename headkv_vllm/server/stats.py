@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What compression does now and has done since the server started, read off its own metrics."""
+"""The answer of GET stats: the server's own metrics of compression."""
 
 import time
 from collections.abc import Iterable
@@ -13,15 +13,15 @@ from headkv_vllm.engine.metrics import definitions as metrics
 from headkv_vllm.server.refusal import Refusal
 
 
-class Compression(BaseModel):
-    """prompts: those compressed. seconds: what choosing and copying took for them together."""
+class CompressionTime(BaseModel):
+    """prompts: number of compressed prompts. seconds: time for selecting and copying, in total."""
 
     prompts: int
     seconds: float
 
 
-class PlanCache(BaseModel):
-    """Head budgets that a worker had at hand (hits), had to work out (misses), and holds (size)."""
+class AllocationCacheStats(BaseModel):
+    """Allocations that workers found in their cache (hits), computed (misses), and keep (size)."""
 
     hits: int
     misses: int
@@ -29,10 +29,10 @@ class PlanCache(BaseModel):
 
 
 class Stats(BaseModel):
-    """The `headkv:` metrics of /metrics, summed over engines; requests in vLLM's queues beside.
+    """The `headkv:` metrics of /metrics and the requests in vLLM's queues, summed over engines.
 
-    time: of the reading, in seconds since 1970. Counts of tokens, requests and freed blocks are
-    since the server started; blocks, head blocks and live requests are now's.
+    time: when the metrics were read, in seconds since 1970. Tokens, requests and freed blocks are
+    counted since the server started. Blocks, head blocks and live requests are those of now.
     """
 
     time: float
@@ -41,18 +41,18 @@ class Stats(BaseModel):
     prompt_tokens: int
     kept_tokens: int
     freed_blocks: int
-    compression: Compression
+    compression: CompressionTime
     live_compressed_requests: int
     head_blocks_in_use: int
     blocks_in_use: int
-    stock_blocks: int = Field(description="what the same requests would hold in stock vLLM")
-    allocation_cache: PlanCache
+    stock_blocks: int = Field(description="blocks that these requests would use in stock vLLM")
+    allocation_cache: AllocationCacheStats
     running_requests: int
     waiting_requests: int
 
 
 def read_stats(registry: CollectorRegistry) -> Stats:
-    """What `registry` says now. Raises Refusal when the server keeps none of ours."""
+    """The current statistics in `registry`. Raises Refusal when they are not collected."""
     samples = [sample for family in registry.collect() for sample in family.samples]
     if not any(sample.name.startswith(metrics.PREFIX) for sample in samples):
         raise Refusal(
@@ -81,14 +81,14 @@ def _stats(samples: Iterable[Sample]) -> Stats:
         prompt_tokens=number(metrics.PROMPT_TOKENS.name),
         kept_tokens=number(metrics.KEPT_TOKENS.name),
         freed_blocks=number(metrics.FREED_BLOCKS.name),
-        compression=Compression(
+        compression=CompressionTime(
             prompts=number(f"{compression}_count"), seconds=total.get(f"{compression}_sum", 0)
         ),
         live_compressed_requests=number(metrics.LIVE_COMPRESSED_REQUESTS.name),
         head_blocks_in_use=number(metrics.HEAD_BLOCKS_IN_USE.name),
         blocks_in_use=number(metrics.BLOCKS_IN_USE.name),
         stock_blocks=number(metrics.STOCK_BLOCKS.name),
-        allocation_cache=PlanCache(
+        allocation_cache=AllocationCacheStats(
             hits=number(metrics.ALLOCATION_CACHE_HITS.name),
             misses=number(metrics.ALLOCATION_CACHE_MISSES.name),
             size=number(metrics.ALLOCATION_CACHE_SIZE.name),

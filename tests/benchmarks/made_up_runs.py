@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from headkv_vllm.evaluation.cells import Budget
-from headkv_vllm.evaluation.loading import load_tokenizer
-from headkv_vllm.evaluation.prompts import PromptFormat, write_prompts
-from headkv_vllm.evaluation.registry import find_task
+from headkv_vllm.evaluation.prompts import PromptFormat, load_tokenizer, write_prompts
 from headkv_vllm.evaluation.results import Result, ResultsFile, sample_digest
 from headkv_vllm.evaluation.run_record import RunRecord
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.evaluation.tasks import find_task
+from headkv_vllm.needle import checkpoint_path
 
 MODEL = str(checkpoint_path())
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.pairs import Pairs
-from benchmarks.harness.report import Bar, Report, table
+from benchmarks.harness.report import Bar, Pairs, Report, table
 from benchmarks.summary import page
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from benchmarks.kvpress.asking import request
 from benchmarks.kvpress.environment import ROOT
 from benchmarks.kvpress.results import Run, same_answers
 from headkv_vllm.errors import HeadKVError
-from headkv_vllm.evaluation.loading import load_tokenizer
+from headkv_vllm.evaluation.prompts import load_tokenizer
 from tests.benchmarks.made_up_runs import MODEL, made_up_run
 
 TOKENS, N = 256, 3

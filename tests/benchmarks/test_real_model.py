@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.kvpress.results import Run
 from benchmarks.real_model import PARTS, matrix, of_full, over_all, write
-from headkv_vllm.evaluation.registry import TASKS
+from headkv_vllm.evaluation.tasks import TASKS
 from tests.benchmarks.made_up_runs import made_up_run
 
 CELLS = {

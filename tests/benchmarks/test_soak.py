@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.traffic import Answer, Tally, draw_questions, visit
+from benchmarks.harness.traffic import Tally, TrafficAnswer, draw_questions, visit
 from benchmarks.soak import Memory
 
 
@@ -44,11 +44,11 @@ def test_questions_differ_and_are_the_same_for_a_seed() -> None:
 class Forgetful:
     """Answers as a server would that gives some requests other tokens."""
 
-    async def ask(self, question: object) -> Answer:
-        return Answer("other", "length", ())
+    async def ask(self, question: object) -> TrafficAnswer:
+        return TrafficAnswer("other", "length", ())
 
-    async def read(self, question: object, num_chunks: int | None = None) -> Answer | None:
-        return Answer("right", "stop", ()) if num_chunks is None else None
+    async def read(self, question: object, num_chunks: int | None = None) -> TrafficAnswer | None:
+        return TrafficAnswer("right", "stop", ()) if num_chunks is None else None
 
     async def sample(self, question: object) -> int:
         return 1
@@ -60,7 +60,7 @@ def test_a_wrong_answer_is_noticed() -> None:
 
     async def visits() -> None:
         for _ in range(60):
-            await visit(Forgetful(), question, Answer("right", "length", ()), chance, tally)
+            await visit(Forgetful(), question, TrafficAnswer("right", "length", ()), chance, tally)
 
     asyncio.run(visits())
     manners = tally.manners

@@ -9,8 +9,9 @@ from math import floor
 
 import numpy as np
 
+from headkv_vllm.arrays import FloatArray, IntArray
 from headkv_vllm.budgets.adaptive import SAFEGUARD
-from headkv_vllm.budgets.allocation import MAX_WEIGHT, Allocation, Bounds, FloatArray, IntArray
+from headkv_vllm.budgets.allocation import MAX_WEIGHT, Allocation, Bounds
 
 
 def allocate(shares: FloatArray, total: int, bounds: Bounds) -> Allocation:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from headkv_vllm.cache.block_row import BlockRow, IntArray
+from headkv_vllm.arrays import IntArray
+from headkv_vllm.cache.block_row import BlockRow
 from headkv_vllm.config import Settings
 from headkv_vllm.kernels.reference import allocated_head_blocks
 

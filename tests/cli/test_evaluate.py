@@ -7,11 +7,11 @@ from typer.testing import CliRunner
 from headkv_vllm.cli.main import app
 from headkv_vllm.errors import SettingsError
 from headkv_vllm.evaluation import request as parse
-from headkv_vllm.evaluation.cells import Compression
+from headkv_vllm.evaluation.cells import CellCompression
 from headkv_vllm.evaluation.request import EvalRequest
 from headkv_vllm.evaluation.run_record import RunRecord
-from headkv_vllm.evaluation.serving import Server, serve_arguments, servers_of
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.evaluation.serving import EvaluatedServer, serve_arguments, servers_for
+from headkv_vllm.needle import checkpoint_path
 from tests.scoring.small_models import small_tokenizer
 
 CHECKPOINT = checkpoint_path()
@@ -49,8 +49,8 @@ def run(*arguments, model=CHECKPOINT):
         (["--settings", "[1]"], "--settings is '[1]', expected a JSON object"),
         (["--settings", "{"], "--settings is '{', expected a JSON object"),
         (["--settings", '{"windw": 3}'], "did you mean 'window'?"),
-        (["--settings", '{"budget": 3}'], "--settings has 'budget', which --budgets gives"),
-        (["--settings", '{"policy": "headkv"}'], "which --policies gives"),
+        (["--settings", '{"budget": 3}'], "--settings has 'budget', use --budgets instead"),
+        (["--settings", '{"policy": "headkv"}'], "use --policies instead"),
         (["--settings", '{"scores": "no.json"}'], "no.json"),
         (["--block-size", "0"], "--block-size is 0, allowed are integers from 1"),
         (["--dtype", "fp8"], "--dtype has 'fp8', allowed are"),
@@ -58,8 +58,8 @@ def run(*arguments, model=CHECKPOINT):
         (["--max-model-len", "512"], "but --max-model-len is 512"),
         (["--max-tokens", "0"], "--max-tokens is 0, allowed are integers from 1"),
         (["--concurrency", "0"], "--concurrency is 0, allowed are integers from 1"),
-        (["--data", "no"], "--data is 'no', which is no folder"),
-        (["--out", __file__], "which is no folder"),
+        (["--data", "no"], "--data is 'no', which is not a folder"),
+        (["--out", __file__], "which is not a folder"),
         (["--url", "localhost:1"], "--url is 'localhost:1', expected http://"),
         (["--url", "http://127.0.0.1:1", "--policies", "full"], "--policies cannot be given"),
         (["--url", "http://127.0.0.1:1", "--budgets", "64"], "--budgets cannot be given"),
@@ -67,9 +67,9 @@ def run(*arguments, model=CHECKPOINT):
         (["--serve-args", "'"], "--serve-args is"),
         (
             ["--serve-args", "--block_size=3"],
-            "--serve-args has '--block_size=3', which is not to be",
+            "--serve-args has '--block_size=3', which headkv eval",
         ),
-        (["--serve-args", "--port 3"], "--serve-args has '--port', which is not to be given"),
+        (["--serve-args", "--port 3"], "--serve-args has '--port', which headkv eval sets"),
         (["--serve-args", "--seed 1 -ac.backend=headkv"], "--serve-args has '-ac.backend=headkv'"),
         (["--tokenizer", "no such"], "'no such'"),
         (["--chat", "--tokenizer", "plain"], "has no chat template, which --chat needs"),
@@ -97,7 +97,7 @@ def test_results_of_another_run_stay_as_they_are(tmp_path):
     RunRecord.now({"model": "other"}, "", {}, {}).write_to(tmp_path / "out")
     before = (tmp_path / "out/run.json").read_bytes()
     result = run(*NEEDLE, "--out", tmp_path / "out")
-    assert result.exit_code == 1 and "holds results of another run, with" in result.stderr
+    assert result.exit_code == 1 and "has results of another run, with" in result.stderr
     assert (tmp_path / "out/run.json").read_bytes() == before
 
 
@@ -108,11 +108,11 @@ def test_tasks_must_be_given_and_help_names_the_options():
 
 def test_what_is_not_given_compares_the_method_with_both_ends():
     assert parse.parse_compressions(None, None, {}, None) == (
-        Compression("full"),
-        Compression("headkv", 128),
-        Compression("uniform", 128),
+        CellCompression("full"),
+        CellCompression("headkv", 128),
+        CellCompression("uniform", 128),
     )
-    assert parse.parse_compressions(None, None, {}, "http://a") == (Compression("given"),)
+    assert parse.parse_compressions(None, None, {}, "http://a") == (CellCompression("given"),)
     assert parse.parse_url("http://a:1/v1/") == "http://a:1"
     assert parse.parse_lengths("512, 0,512") == (512, 0)
 
@@ -120,7 +120,9 @@ def test_what_is_not_given_compares_the_method_with_both_ends():
 def test_budgets_are_checked_with_the_settings_they_will_meet():
     with pytest.raises(SettingsError, match="budget=64 is not allowed"):
         parse.parse_compressions("full,uniform", "128,64", {"window": 64}, None)
-    assert parse.parse_compressions("full", "64", {"window": 64}, None) == (Compression("full"),)
+    assert parse.parse_compressions("full", "64", {"window": 64}, None) == (
+        CellCompression("full"),
+    )
 
 
 def request(**changes):
@@ -138,31 +140,33 @@ def request(**changes):
     return EvalRequest(**given)
 
 
-COMPARED = (Compression("full"), Compression("uniform", 64), Compression("headkv", 0.5))
+COMPARED = (CellCompression("full"), CellCompression("uniform", 64), CellCompression("headkv", 0.5))
 
 
 def test_one_server_is_stock_and_the_other_serves_all_that_is_compressed():
-    stock, ours = servers_of(request(compressions=COMPARED))
-    assert stock == Server("stock", COMPARED[:1]) and ours == Server("headkv", COMPARED[1:])
+    stock, ours = servers_for(request(compressions=COMPARED))
+    assert stock == EvaluatedServer("stock", COMPARED[:1]) and ours == EvaluatedServer(
+        "headkv", COMPARED[1:]
+    )
     assert stock.arguments(COMPARED[0]) == {}
     assert ours.arguments(COMPARED[1]) == {"headkv_policy": "uniform", "headkv_budget": 64}
     assert ours.arguments(COMPARED[2]) == {"headkv_policy": "headkv", "headkv_keep_ratio": 0.5}
-    assert servers_of(request(compressions=COMPARED[:1])) == [stock]
-    assert servers_of(request(compressions=COMPARED[1:])) == [ours]
-    (given,) = servers_of(request(compressions=(Compression("given"),)))
-    assert given.arguments(Compression("given")) == {}
+    assert servers_for(request(compressions=COMPARED[:1])) == [stock]
+    assert servers_for(request(compressions=COMPARED[1:])) == [ours]
+    (given,) = servers_for(request(compressions=(CellCompression("given"),)))
+    assert given.arguments(CellCompression("given")) == {}
 
 
 def test_without_stock_there_is_one_server_for_all():
-    (server,) = servers_of(request(compressions=COMPARED, stock=False))
-    assert server == Server("headkv", COMPARED)
+    (server,) = servers_for(request(compressions=COMPARED, stock=False))
+    assert server == EvaluatedServer("headkv", COMPARED)
     assert server.arguments(COMPARED[0]) == {"headkv_budget": 0}
     alone = request(compressions=COMPARED[:1], stock=False)
     assert alone.server_settings == {"window": 16, "budget": 0}
 
 
 def test_our_server_looks_scores_up_where_any_policy_uses_them():
-    stock, ours = servers_of(request(compressions=COMPARED))
+    stock, ours = servers_for(request(compressions=COMPARED))
     given = request(block_size=32, compressions=COMPARED)
     full = serve_arguments(given, stock)
     assert full == ["m", "--served-model-name", "evaluated", "--dtype", "auto"]
@@ -181,7 +185,7 @@ def test_options_reach_the_server():
     given = request(
         max_model_len=512, tokenizer="t", question_agnostic=True, serve_arguments=("--seed", "1")
     )
-    words = serve_arguments(given, Server("stock", ()))
+    words = serve_arguments(given, EvaluatedServer("stock", ()))
     for pair in (
         ("--max-model-len", "512"),
         ("--tokenizer", "t"),

@@ -4,7 +4,7 @@
 from typer.testing import CliRunner
 
 from headkv_vllm.cli.main import app
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 
 
 def test_help_names_the_flag_and_the_commands() -> None:

@@ -17,9 +17,9 @@ from headkv_vllm.head_scores.file import (
     read_score_file,
     write_score_file,
 )
-from headkv_vllm.head_scores.folding import fold_query_heads
 from headkv_vllm.head_scores.identity import ModelIdentity
 from headkv_vllm.head_scores.library import find_score_file
+from headkv_vllm.head_scores.scores import fold_query_heads
 from headkv_vllm.resources import scores_dir
 
 NEEDLE = scores_dir() / "needle.json"

@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from headkv_vllm.cli.main import app
 from headkv_vllm.head_scores.file import read_score_file
-from headkv_vllm.head_scores.folding import fold_query_heads
+from headkv_vllm.head_scores.scores import fold_query_heads
 from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.resources import scores_dir
+from headkv_vllm.scoring.attention_scores import METHODS
 from headkv_vllm.scoring.journal import Journal
 from headkv_vllm.scoring.measuring import ANSWERS
-from headkv_vllm.scoring.methods import METHODS
 from tests.interrupts import heed_interrupts
 from tools.needle_training.model import needle_config
 
@@ -89,7 +89,7 @@ def test_interrupted_and_resumed_is_uninterrupted(complete, samples, tmp_path):
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130, errors
-    assert "the same command goes on where it stopped" in errors and "Traceback" not in errors
+    assert "the same command continues the run" in errors and "Traceback" not in errors
     assert not out.exists()
     kept = len(Journal.beside(out).read_bytes().splitlines()) - 1
     assert 0 < kept < 48
@@ -184,7 +184,7 @@ def test_a_file_of_questions_and_answers_is_enough_for_gradients(samples, tmp_pa
     out = tmp_path / "scores.json"
     done = headkv(*score(out, own, "--method", "grad", "--answers", answers))
     assert done.exit_code == 0, done.output
-    assert "6 of 6 samples, 6 count" in done.stderr
+    assert "samples: 6 of 6, 6 count" in done.stderr
     made = read_score_file(out)
     assert (made.method, made.provenance.answers) == ("grad", answers)
     assert made.provenance.num_accepted == made.provenance.num_samples == 6

@@ -42,7 +42,7 @@ def test_every_plugin_that_vllm_would_load_is_kept(capsys: pytest.CaptureFixture
     assert {"theirs", "counting", "headkv", "lora_filesystem_resolver"} <= set(named)
     assert "routes-only" not in named
     assert len(named) == len(set(named))
-    assert "'theirs' adds routes as well" in capsys.readouterr().err
+    assert "'theirs' adds routes too" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("other_plugins")
@@ -121,7 +121,7 @@ def test_no_backend_is_named_by_other_options() -> None:
         (["--port", "8000"], "no MODEL"),
         (["--config", "port.yaml"], "no MODEL"),
         (["--config", "missing.yaml"], "'missing.yaml', which cannot be read"),
-        (["--config", "list.yaml"], "which holds no options"),
+        (["--config", "list.yaml"], "which has no options"),
         (["--config", "broken.yaml"], "'broken.yaml', which cannot be read"),
         (["./missing"], "MODEL is './missing'"),
         (["--model", "/missing/model"], "MODEL is '/missing/model'"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from tests.docker.images import DOCKER, DOCKERFILES, ROOT, instructions
 
 HADOLINT = Path(sys.executable).with_name("hadolint")

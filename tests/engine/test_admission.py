@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm.utils.math_utils import cdiv
 
-from headkv_vllm.engine.admission import FIRST_GUESS, Course, peak
+from headkv_vllm.engine.admission import FIRST_GUESS, Forecast, peak
 from tests.engine.helpers.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
 
 SETTINGS = {"budget": 64, "window": 8}
@@ -41,7 +41,7 @@ def run(engine, num_requests, max_tokens):
 @given(
     st.lists(
         st.builds(
-            Course,
+            Forecast,
             num_tokens=st.integers(1, 200),
             num_left=st.integers(0, 100),
             held=st.just(0),
@@ -53,15 +53,15 @@ def run(engine, num_requests, max_tokens):
     ),
     st.sampled_from([1, 16, 32]),
 )
-def test_the_peak_is_that_of_the_plain_twin(courses, block_size):
-    assert peak(courses, block_size) == peak_plain(courses, block_size)
+def test_the_peak_is_that_of_the_plain_twin(forecasts, block_size):
+    assert peak(forecasts, block_size) == peak_plain(forecasts, block_size)
 
 
 def test_a_request_that_ends_makes_room_for_those_that_go_on():
     """Two that hold 4 blocks each: one grows to 8, but the other has ended by then."""
-    courses = [Course(64, 64, 4, 0, 4), Course(64, 16, 4, 0, 4)]
-    assert peak(courses, block_size=16) == 4 + 1 + 4 + 1
-    assert peak(courses[:1], block_size=16) == 8
+    forecasts = [Forecast(64, 64, 4, 0, 4), Forecast(64, 16, 4, 0, 4)]
+    assert peak(forecasts, block_size=16) == 4 + 1 + 4 + 1
+    assert peak(forecasts[:1], block_size=16) == 8
 
 
 @pytest.mark.parametrize("max_num_batched_tokens", [1024, 240, 96])
@@ -122,12 +122,12 @@ def test_nobody_grows_beyond_the_longest_sequence(start):
     assert (most, num_preemptions) == (2, 0)
 
 
-def peak_plain(courses: list[Course], block_size: int) -> int:
+def peak_plain(forecasts: list[Forecast], block_size: int) -> int:
     """Plain twin of `peak`: step by step."""
     most = 0
-    for step in range(max(course.num_left for course in courses) + 1):
+    for step in range(max(course.num_left for course in forecasts) + 1):
         held = 0
-        for course in courses:
+        for course in forecasts:
             if course.num_left >= step:
                 blocks = cdiv(course.num_tokens + step, block_size)
                 held += course.compressed + blocks - cdiv(course.num_tokens, block_size)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.harness.engine_process import EngineProcess
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from tests.engine.conftest import Engines
 from tests.engine.helpers import inside
 from tests.engine.helpers.inside import TokenIds

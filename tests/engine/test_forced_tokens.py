@@ -14,8 +14,8 @@ from vllm.exceptions import VLLMValidationError
 
 from headkv_vllm.engine.forced_tokens import ForcedTokens
 from headkv_vllm.engine.names import FORCED_TOKENS_CLASS
-from headkv_vllm.needle.paths import checkpoint_path
-from headkv_vllm.needle.tasks import Sample, generate_samples
+from headkv_vllm.needle import checkpoint_path
+from headkv_vllm.needle.tasks import NeedleSample, generate_samples
 from headkv_vllm.needle.vocabulary import BOS, TOKEN_IDS
 from headkv_vllm.request_overrides import FORCED_TOKENS
 from tests.engine.helpers.server import Server
@@ -89,7 +89,7 @@ def complete(server: Server, prompt: Any, forced: object = None, max_tokens: int
     )
 
 
-def split(sample: Sample) -> tuple[list[int], list[int]]:
+def split(sample: NeedleSample) -> tuple[list[int], list[int]]:
     """Token ids of the context, and of the question."""
     words = [BOS, *sample.prompt.split()]
     asked = len(words) - 1 - words[::-1].index("?")
@@ -98,16 +98,18 @@ def split(sample: Sample) -> tuple[list[int], list[int]]:
 
 
 @pytest.fixture(scope="module")
-def asked() -> list[Sample]:
+def asked() -> list[NeedleSample]:
     return list(generate_samples("multi-key", NUM_TOKENS, 8, seed=5))
 
 
 @pytest.mark.engine
 class TestServed:
-    def test_forced_first_and_then_the_answer(self, server: Server, asked: list[Sample]) -> None:
+    def test_forced_first_and_then_the_answer(
+        self, server: Server, asked: list[NeedleSample]
+    ) -> None:
         """At the same time as each other, and as requests that force nothing."""
 
-        def ask(sample: Sample) -> tuple[Any, Any]:
+        def ask(sample: NeedleSample) -> tuple[Any, Any]:
             context, question = split(sample)
             forced = complete(server, context, question, len(question) + 12)
             return forced, complete(server, sample.prompt)
@@ -124,14 +126,14 @@ class TestServed:
 
     @pytest.mark.parametrize("value", BAD_VALUES, ids=repr)
     def test_bad_values_are_400_and_the_server_goes_on(
-        self, server: Server, asked: list[Sample], value: object
+        self, server: Server, asked: list[NeedleSample], value: object
     ) -> None:
         with pytest.raises(openai.BadRequestError):
             complete(server, asked[0].prompt, value, max_tokens=16)
         assert complete(server, asked[0].prompt)["text"]
 
     def test_a_token_beyond_the_vocabulary_does_not_end_the_server(
-        self, server: Server, asked: list[Sample]
+        self, server: Server, asked: list[NeedleSample]
     ) -> None:
         free = complete(server, asked[0].prompt)
         assert complete(server, asked[0].prompt, [2**40])["token_ids"] == free["token_ids"]

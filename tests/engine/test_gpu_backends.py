@@ -14,7 +14,7 @@ from vllm.v1.attention.backends import fa_utils
 
 from headkv_vllm.engine.attention.flash_attn import HeadKVFlashAttentionBackend
 from headkv_vllm.engine.attention.triton import HeadKVTritonBackend
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 
 pytest.importorskip("triton")

@@ -13,8 +13,7 @@ from headkv_vllm.config import Settings
 from headkv_vllm.engine.attention import layers as worker_layers
 from headkv_vllm.engine.settings import SCORES_KEY
 from headkv_vllm.head_scores.identity import ModelIdentity
-from headkv_vllm.head_scores.scores import uniform_scores
-from headkv_vllm.head_scores.served import ServedScores
+from headkv_vllm.head_scores.scores import ServedScores, uniform_scores
 
 NUM_LAYERS, NUM_KV_HEADS = 6, 4
 SCORES = np.arange(1.0, NUM_LAYERS * NUM_KV_HEADS + 1).reshape(NUM_LAYERS, NUM_KV_HEADS)
@@ -31,7 +30,7 @@ def scores_of(monkeypatch):
         head_size=16,
         fingerprint="0" * 64,
     )
-    served = ServedScores.of(uniform_scores(identity, "test")).model_dump(mode="json")
+    served = ServedScores.from_scores(uniform_scores(identity, "test")).model_dump(mode="json")
     config = SimpleNamespace(additional_config={SCORES_KEY: {**served, "values": SCORES.tolist()}})
 
     def scores_of(layers, rank, size):

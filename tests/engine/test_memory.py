@@ -10,7 +10,7 @@ import pytest
 from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.budgets.request import RequestBudget, request_budget
 from headkv_vllm.config import Settings
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 from headkv_vllm.needle.vocabulary import SPECIAL_WORDS, WORDS
 from tests.engine.conftest import COMMON

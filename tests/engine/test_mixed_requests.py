@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.harness.engine_process import EngineProcess
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.resources import scores_dir
 from tests.engine.conftest import Engines
 from tests.engine.helpers import inside, stepping

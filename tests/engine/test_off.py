@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.engine_process import EngineProcess
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from tests.engine.conftest import COMMON, Engines
 from tests.engine.helpers import inside
 from tests.engine.helpers.inside import Answer, TokenIds

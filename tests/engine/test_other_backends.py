@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.engine_process import EngineProcess
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from tests.engine.helpers import inside
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -82,7 +82,7 @@ def test_a_bad_argument_that_nobody_refused_leaves_the_servers_settings(
     engine = start()
     with caplog.at_level(logging.WARNING):
         engine.add("a", PROMPT[:300], max_tokens=5, **arguments)
-    assert f"request a gets the server's settings: {message}" in caplog.text
+    assert f"request a uses the server's settings: {message}" in caplog.text
     engine.step()
     assert header(engine, "a") == (300, 3, "headkv")
     engine.run()

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.needle.grading import grade
-from headkv_vllm.needle.tasks import Sample, generate_samples
+from headkv_vllm.needle.tasks import NeedleSample, generate_samples
 from headkv_vllm.resources import scores_dir
 from tests.engine.conftest import Engines
 from tests.engine.helpers import inside
@@ -24,7 +24,7 @@ ANSWER_LENGTH = 32
 
 
 @pytest.fixture(scope="module")
-def samples() -> list[Sample]:
+def samples() -> list[NeedleSample]:
     return list(generate_samples("multi-query", 1024, NUM_PROMPTS, seed=20241025))
 
 
@@ -46,7 +46,7 @@ def bad_scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Accuracy:
     """Per cent of the questions that each kind of engine answers in full, measured once."""
 
-    def __init__(self, engines: Engines, samples: list[Sample], bad_scores: Path) -> None:
+    def __init__(self, engines: Engines, samples: list[NeedleSample], bad_scores: Path) -> None:
         self._samples = samples
         self._engines: dict[str, Callable[[], EngineProcess]] = {
             "stock vLLM": lambda: engines.stock(block_size=32),
@@ -63,7 +63,7 @@ class Accuracy:
 
 
 @pytest.fixture(scope="module")
-def accuracy(engines: Engines, samples: list[Sample], bad_scores: Path) -> Iterator[Accuracy]:
+def accuracy(engines: Engines, samples: list[NeedleSample], bad_scores: Path) -> Iterator[Accuracy]:
     accuracy = Accuracy(engines, samples, bad_scores)
     yield accuracy
     print(f"\n{4 * len(samples)} questions, {BUDGET} of 1,024 tokens per KV head")
@@ -71,7 +71,7 @@ def accuracy(engines: Engines, samples: list[Sample], bad_scores: Path) -> Itera
         print(f"{name:<12}{value:6.1f} %")
 
 
-def per_cent_right(engine: EngineProcess, samples: list[Sample]) -> float:
+def per_cent_right(engine: EngineProcess, samples: list[NeedleSample]) -> float:
     answers = engine.call(inside.answer, [sample.prompt for sample in samples], ANSWER_LENGTH)
     grades = [grade(s.answer, given.text) for s, given in zip(samples, answers, strict=True)]
     return 100 * sum(g.questions_right for g in grades) / sum(g.questions for g in grades)

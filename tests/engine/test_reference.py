@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.resources import scores_dir
 from tests.engine.conftest import Engines
 from tests.engine.helpers.inside import Answer, answer

@@ -12,7 +12,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from headkv_vllm.budgets.request import request_budget
 from headkv_vllm.engine.metrics import definitions as metrics
-from headkv_vllm.engine.metrics.message import message_of, take_readings
+from headkv_vllm.engine.metrics.definitions import message_of, take_readings
 from headkv_vllm.engine.metrics.scheduler_counts import SchedulerCounts
 from headkv_vllm.engine.metrics.stat_logger import HeadKVStatLogger
 from headkv_vllm.engine.metrics.worker_counts import WorkerCounts

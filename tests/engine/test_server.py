@@ -14,9 +14,9 @@ import openai
 import pytest
 
 import headkv_vllm
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.needle.grading import grade
-from headkv_vllm.needle.paths import checkpoint_path
-from headkv_vllm.needle.tasks import Sample, Task, generate_samples
+from headkv_vllm.needle.tasks import NeedleSample, NeedleTaskName, generate_samples
 from headkv_vllm.needle.vocabulary import EOS
 from headkv_vllm.resources import scores_dir
 from tests.engine.helpers.server import Server, wait_for
@@ -41,7 +41,7 @@ def server() -> Iterator[Server]:
 
 
 @cache
-def samples(task: Task = "multi-key", n: int = 12) -> list[Sample]:
+def samples(task: NeedleTaskName = "multi-key", n: int = 12) -> list[NeedleSample]:
     return list(generate_samples(task, NUM_TOKENS, n, seed=3))
 
 
@@ -55,13 +55,13 @@ def answer(server: Server, prompt: str) -> str:
     return str(complete(server, prompt).choices[0].text)
 
 
-def part_right(asked: list[Sample], texts: list[str]) -> float:
+def part_right(asked: list[NeedleSample], texts: list[str]) -> float:
     grades = [grade(s.answer, text) for s, text in zip(asked, texts, strict=True)]
     return sum(g.questions_right for g in grades) / sum(g.questions for g in grades)
 
 
 @pytest.mark.parametrize("task", ["multi-key", "multi-query"])
-def test_answers_from_an_eighth_of_the_prompt(server: Server, task: Task) -> None:
+def test_answers_from_an_eighth_of_the_prompt(server: Server, task: NeedleTaskName) -> None:
     asked = samples(task)
     assert part_right(asked, [answer(server, sample.prompt) for sample in asked]) >= 0.9
 

@@ -13,7 +13,7 @@ from threading import Thread
 import pytest
 
 from headkv_vllm.head_scores.identity import identify_checkpoint
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 
 IDENTIFY = """
 import json, sys

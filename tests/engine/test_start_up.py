@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from headkv_vllm.demo.server import HELD
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
-from headkv_vllm.needle.tokenizer import build_tokenizer
+from headkv_vllm.needle.vocabulary import build_tokenizer
 from headkv_vllm.resources import scores_dir
 from tests.engine.helpers.server import VLLM, Server
 

@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.budgets.tensor_parallel import worker_kv_heads
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.needle.grading import grade
-from headkv_vllm.needle.paths import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 from tests.engine.conftest import COMMON, Engines
 from tests.engine.helpers import inside

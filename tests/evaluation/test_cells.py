@@ -6,17 +6,17 @@ import pytest
 from headkv_vllm.budgets.policies import POLICIES
 from headkv_vllm.config import Settings
 from headkv_vllm.errors import SettingsError
-from headkv_vllm.evaluation.cells import Cell, Compression, compressions, grid
+from headkv_vllm.evaluation.cells import Cell, CellCompression, compressions, grid
 from headkv_vllm.request_overrides import request_settings
 
 
 def test_each_policy_meets_each_budget_but_the_whole_cache_has_none():
     assert compressions(["full", "headkv", "uniform"], [64, 0.25]) == [
-        Compression("full"),
-        Compression("headkv", 64),
-        Compression("headkv", 0.25),
-        Compression("uniform", 64),
-        Compression("uniform", 0.25),
+        CellCompression("full"),
+        CellCompression("headkv", 64),
+        CellCompression("headkv", 0.25),
+        CellCompression("uniform", 64),
+        CellCompression("uniform", 0.25),
     ]
 
 
@@ -37,9 +37,9 @@ def test_the_grid_is_ordered_by_compression():
 
 def test_an_integer_is_a_budget_and_a_fraction_is_a_ratio():
     common = {"window": 16}
-    budget = Compression("uniform", 64).settings(common)
+    budget = CellCompression("uniform", 64).settings(common)
     assert budget == Settings(budget=64, policy="uniform", window=16)
-    ratio = Compression("uniform", 0.25).settings(common)
+    ratio = CellCompression("uniform", 0.25).settings(common)
     assert ratio == Settings(keep_ratio=0.25, policy="uniform", window=16)
 
 
@@ -56,13 +56,13 @@ def test_a_request_asks_for_what_a_server_of_its_own_would_do(compression):
 
 def test_settings_that_do_not_go_together_are_refused():
     with pytest.raises(SettingsError, match="budget=16 is not allowed"):
-        Compression("headkv", 16).settings({"window": 16})
+        CellCompression("headkv", 16).settings({"window": 16})
 
 
 def test_names_for_people():
-    assert str(Compression("full")) == "full"
-    assert str(Compression("headkv", 64)) == "headkv 64"
-    assert [Compression(name, 1).is_compressed for name in ("full", "given", "adakv")] == [
+    assert str(CellCompression("full")) == "full"
+    assert str(CellCompression("headkv", 64)) == "headkv 64"
+    assert [CellCompression(name, 1).is_compressed for name in ("full", "given", "adakv")] == [
         False,
         False,
         True,

@@ -20,12 +20,11 @@ from benchmarks.harness.engine_process import EngineProcess
 from headkv_vllm.budgets.plan import make_plan
 from headkv_vllm.config import Settings
 from headkv_vllm.demo.server import HELD
-from headkv_vllm.evaluation.cells import Compression
-from headkv_vllm.evaluation.loading import load_tokenizer
-from headkv_vllm.evaluation.prompts import read_prompts
+from headkv_vllm.evaluation.cells import CellCompression
+from headkv_vllm.evaluation.prompts import load_tokenizer, read_prompts
 from headkv_vllm.head_scores.identity import identify_checkpoint
 from headkv_vllm.head_scores.scores import resolve
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from tests.engine.conftest import COMMON, ENVIRONMENT
 from tests.engine.helpers import inside
 from tests.interrupts import heed_interrupts
@@ -90,7 +89,7 @@ class TestTwoServers:
     def test_answers_are_those_of_an_engine_for_each_cell(
         self, out: Path, policy: str, budget: int | float
     ) -> None:
-        settings = Compression(policy, budget).settings({}).model_dump(exclude_none=True)
+        settings = CellCompression(policy, budget).settings({}).model_dump(exclude_none=True)
         engine = EngineProcess(
             ENVIRONMENT,
             model=str(checkpoint_path()),
@@ -115,7 +114,7 @@ class TestTwoServers:
         identity = identify_checkpoint(checkpoint_path())
         for (policy, budget), found in cells(out).items():
             full = policy == "full"
-            settings = Settings(budget=0) if full else Compression(policy, budget).settings({})
+            settings = Settings(budget=0) if full else CellCompression(policy, budget).settings({})
             scores = resolve(settings, identity).values
             plan = make_plan(scores, settings, TOKENS, 16, identity.head_size, 4)
             for result in found.values():
@@ -140,7 +139,7 @@ class TestTwoServers:
         for log in out.glob("*.log"):
             log.rename(log.with_suffix(".kept"))
         done = run(out, *self.ARGUMENTS)
-        assert done.returncode == 0 and "40 of 40 samples are known already" in done.stderr
+        assert done.returncode == 0 and "40 of 40 samples have results already" in done.stderr
         assert (out / "results.jsonl").read_bytes() == before
         assert not list(out.glob("*.log"))
 
@@ -164,7 +163,7 @@ class TestTwoServers:
 @pytest.mark.parametrize(
     ("number", "status", "last_word"),
     [
-        (signal.SIGINT, 130, "interrupted; the same command goes on where it stopped"),
+        (signal.SIGINT, 130, "interrupted; the same command continues the run"),
         (signal.SIGTERM, 143, None),
     ],
 )

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headkv_vllm.errors import SettingsError
-from headkv_vllm.evaluation.intervals import Interval, bootstrap_interval
+from headkv_vllm.evaluation.summary import Interval, bootstrap_interval
 
 SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 

@@ -10,10 +10,9 @@ import pytest
 
 from headkv_vllm.errors import HeadKVError, SamplesError, SettingsError
 from headkv_vllm.evaluation.metrics import METRICS
-from headkv_vllm.evaluation.registry import TASKS
 from headkv_vllm.evaluation.samples import Sample
-from headkv_vllm.evaluation.tasks.longbench import LONGBENCH_TASKS
-from headkv_vllm.evaluation.tasks.longbench_sets import DATA_SETS
+from headkv_vllm.evaluation.tasks import TASKS
+from headkv_vllm.evaluation.tasks.longbench import DATA_SETS, LONGBENCH_TASKS
 from tests.scoring.small_models import small_tokenizer
 
 TOKENIZER = small_tokenizer()
@@ -123,7 +122,7 @@ class TestLongBench:
 
     def test_a_question_longer_than_the_length_is_named(self, tmp_path: Path) -> None:
         write_lines(tmp_path / "qasper.jsonl", [longbench_row()])
-        with pytest.raises(SamplesError, match="question id0 alone is over 5 tokens"):
+        with pytest.raises(SamplesError, match="question id0 alone has more than 5 tokens"):
             read("longbench/qasper", tmp_path, length=5)
 
     def test_every_data_set_has_its_place_for_the_context(self) -> None:
@@ -231,7 +230,7 @@ class TestAnyFile:
         ],
     )
     def test_a_missing_file_is_named(self, tmp_path: Path, name: str, looked_for: str) -> None:
-        with pytest.raises(SamplesError, match=f"task '{name}' finds no data: .*{looked_for}"):
+        with pytest.raises(SamplesError, match=f"task '{name}' has no data: .*{looked_for}"):
             TASKS[name].samples(1, 0, 1, TOKENIZER, tmp_path)
         with pytest.raises(SamplesError, match=f"that has {looked_for} with --data"):
             TASKS[name].samples(1, 0, 1, TOKENIZER, None)
@@ -240,11 +239,11 @@ class TestAnyFile:
         ("text", "message"),
         [
             ("", "has no rows"),
-            ("{}\n", "row 1: input: Field required"),
+            ("{}\n", "row 1: input is missing"),
             (json.dumps(longbench_row()) + "\n{", r"qasper\.jsonl, line 2: not JSON"),
-            (json.dumps(longbench_row(answers=[])), "row 1: answers: .* at least 1"),
-            (json.dumps(longbench_row(context=3)), "row 1: context: .*string, got 3"),
-            ("3", "row 1: .* got 3"),
+            (json.dumps(longbench_row(answers=[])), "row 1: answers is .* at least 1"),
+            (json.dumps(longbench_row(context=3)), "row 1: context is 3, .*string"),
+            ("3", "row 1: it is 3, expected a JSON object"),
             ("\udcff", "is not UTF-8"),
         ],
     )

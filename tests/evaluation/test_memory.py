@@ -5,14 +5,13 @@ import pytest
 
 from headkv_vllm.budgets.plan import make_plan
 from headkv_vllm.config import Settings
-from headkv_vllm.errors import ScoreFileError
-from headkv_vllm.evaluation.cells import Compression, compressions
+from headkv_vllm.errors import EvaluationError, ScoreFileError
+from headkv_vllm.evaluation.cells import CellCompression, compressions
 from headkv_vllm.evaluation.memory import MemoryPlans, check_saved, scores_digest
 from headkv_vllm.evaluation.request import POLICIES
-from headkv_vllm.evaluation.results import EvaluationError
 from headkv_vllm.head_scores.identity import identify_checkpoint
 from headkv_vllm.head_scores.scores import resolve
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from tests.evaluation.answering import answering
 
 IDENTITY = identify_checkpoint(checkpoint_path())
@@ -27,7 +26,7 @@ def plans(servers, settings=None, identity=IDENTITY):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_bytes_are_whole_blocks_by_the_plan(policy):
     (server,) = compressions([policy], [128])
-    memory = plans([server]).of(server, 1000)
+    memory = plans([server]).for_prompt(server, 1000)
     # 1,000 tokens are 63 blocks. Kept: (128 - 8) // 16 = 7 blocks, and those of the tail:
     # F = (1000 - 8) // 16 = 62, so one more.
     assert memory.full_bytes == 63 * BLOCK_BYTES
@@ -37,17 +36,17 @@ def test_bytes_are_whole_blocks_by_the_plan(policy):
 
 
 def test_settings_and_ratios_reach_the_plan():
-    server = Compression("uniform", 0.25)
+    server = CellCompression("uniform", 0.25)
     settings = Settings(policy="uniform", keep_ratio=0.25, window=32)
     scores = resolve(settings, IDENTITY).values
     plan = make_plan(scores, settings, 900, 16, 32, 4)
-    memory = plans([server], {"window": 32}).of(server, 900)
+    memory = plans([server], {"window": 32}).for_prompt(server, 900)
     assert (memory.kept_bytes, memory.kept_tokens) == (plan.kv_bytes_held, plan.mean_kept_tokens)
 
 
 def test_a_prompt_with_nothing_to_gain_keeps_all():
-    server = Compression("headkv", 128)
-    memory = plans([server]).of(server, 100)
+    server = CellCompression("headkv", 128)
+    memory = plans([server]).for_prompt(server, 100)
     assert memory.kept_bytes == memory.full_bytes == 7 * BLOCK_BYTES
 
 
@@ -72,18 +71,18 @@ headkv:prompt_tokens_total{engine="1"} 100.0
 headkv:kept_tokens_total{engine="0"} 100.0
 headkv:kept_tokens_total{engine="1"} 20.0
 """
-    server = Compression("uniform", 128)
+    server = CellCompression("uniform", 128)
     known = plans([server])
-    memory = known.of(server, 1000)
+    memory = known.for_prompt(server, 1000)
     saved = memory.full_bytes - memory.kept_bytes
     with answering(lambda body: (200, {}), metrics=text) as recorded:
         assert check_saved(recorded.url, saved, known.token_bytes) is None
         warning = check_saved(recorded.url, 2 * saved, known.token_bytes)
-        assert "gave 3,520 KiB of the prompts up and not the 7,040 that were planned" in warning
+        assert "freed 3,520 KiB of the prompts, but the plan is 7,040 KiB" in warning
     with pytest.raises(EvaluationError, match="shows no metrics"):
         check_saved(recorded.url, saved, known.token_bytes)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(ScoreFileError, match=r"config\.json"):
-        MemoryPlans.of_checkpoint(tmp_path, [], {}, 16, 4)
+        MemoryPlans.from_checkpoint(tmp_path, [], {}, 16, 4)

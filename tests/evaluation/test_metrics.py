@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from headkv_vllm.errors import SettingsError
 from headkv_vllm.evaluation.metrics import METRICS
-from headkv_vllm.evaluation.metrics.chinese import NEEDS_JIEBA
-from headkv_vllm.evaluation.metrics.subsequence import longest_common_subsequence
+from headkv_vllm.evaluation.metrics.overlap import NEEDS_JIEBA, longest_common_subsequence
 from headkv_vllm.evaluation.samples import Sample
 
 TREC = ("Person", "Title of a Person", "Other number", "Date")

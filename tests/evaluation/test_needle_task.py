@@ -8,7 +8,7 @@ from headkv_vllm.errors import SettingsError
 from headkv_vllm.evaluation.metrics import METRICS
 from headkv_vllm.evaluation.samples import Tokenizer
 from headkv_vllm.evaluation.tasks.needle import NEEDLE_TASKS, NeedleTask
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.needle.tasks import TASKS, generate_samples
 from tests.scoring.small_models import small_tokenizer
 

@@ -8,7 +8,7 @@ import pytest
 
 from headkv_vllm.errors import SettingsError
 from headkv_vllm.evaluation.metrics import METRICS
-from headkv_vllm.evaluation.registry import TASKS, find_task
+from headkv_vllm.evaluation.tasks import TASKS, find_task
 
 FAMILIES = {"ruler": 13, "longbench": 21, "longbench_v2": 1, "loogle": 3, "babilong": 20, "town": 1}
 
@@ -37,7 +37,7 @@ def test_an_unknown_name_brings_those_like_it() -> None:
 
 def test_tasks_load_without_torch_and_vllm() -> None:
     code = (
-        "import sys, headkv_vllm.evaluation.registry, headkv_vllm.evaluation.metrics;"
+        "import sys, headkv_vllm.evaluation.tasks, headkv_vllm.evaluation.metrics;"
         "print(*({'torch', 'transformers', 'vllm', 'jieba'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

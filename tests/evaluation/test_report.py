@@ -4,12 +4,12 @@
 import numpy as np
 import pytest
 
-from headkv_vllm.evaluation.intervals import bootstrap_interval
+from headkv_vllm.errors import EvaluationError
 from headkv_vllm.evaluation.plots import depth_scores, write_plots
 from headkv_vllm.evaluation.report import report, table, write_report
-from headkv_vllm.evaluation.results import EvaluationError, Result
+from headkv_vllm.evaluation.results import Result
 from headkv_vllm.evaluation.run_record import RunRecord
-from headkv_vllm.evaluation.summary import by_cell, summarise
+from headkv_vllm.evaluation.summary import bootstrap_interval, by_cell, summarise
 
 KIB = 1024
 SEED = 3

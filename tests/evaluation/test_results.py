@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from headkv_vllm.errors import EvaluationError
 from headkv_vllm.evaluation.cells import Cell
-from headkv_vllm.evaluation.results import EvaluationError, Result, ResultsFile, sample_digest
+from headkv_vllm.evaluation.results import Result, ResultsFile, sample_digest
 from headkv_vllm.evaluation.run_record import RunRecord
 from headkv_vllm.evaluation.samples import Sample
 
@@ -129,9 +130,9 @@ class TestRunRecord:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"seed": 1}, "with seed 0 where this has 1"),
-            ({"settings": {}}, r"with settings {'window': 8} where this has {}"),
-            ({"extra": True}, "with extra None where this has True"),
+            ({"seed": 1}, "with seed 0 instead of 1"),
+            ({"settings": {}}, r"with settings {'window': 8} instead of {}"),
+            ({"extra": True}, "with extra None instead of True"),
         ],
     )
     def test_another_run_is_told_apart_by_what_differs(self, tmp_path, changes, message):
@@ -144,7 +145,7 @@ class TestRunRecord:
 
     def test_a_file_that_is_no_record_is_not_written_over(self, tmp_path):
         (tmp_path / "run.json").write_text("{}")
-        with pytest.raises(EvaluationError, match="no record of a run"):
+        with pytest.raises(EvaluationError, match="not a record of a run"):
             self.record().write_to(tmp_path)
         assert (tmp_path / "run.json").read_text() == "{}"
 

@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from headkv_vllm.cli.main import app
-from headkv_vllm.evaluation.loading import load_tokenizer
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.evaluation.prompts import load_tokenizer
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 from tests.evaluation.answering import answering, completion
 from tests.interrupts import heed_interrupts
@@ -77,7 +77,7 @@ def test_resumed_and_uninterrupted_runs_give_the_same(tmp_path: Path) -> None:
         assert len(results(tmp_path / "parts")) == 5
         breaks = False
         resumed = run(server.url, tmp_path / "parts")
-        assert resumed.exit_code == 0 and "5 of 12 samples are known" in resumed.stderr
+        assert resumed.exit_code == 0 and "5 of 12 samples have results" in resumed.stderr
         asked = len(server.bodies)
         assert asked == 12 + 6 + 7
         again = run(server.url, tmp_path / "parts")
@@ -96,7 +96,7 @@ def test_more_samples_and_tasks_add_to_what_there_is(tmp_path: Path) -> None:
         assert run(server.url, tmp_path).exit_code == 0
         assert len(server.bodies) == 12 and len(table(tmp_path)) == 2 + 2
         refused = run(server.url, tmp_path, "--seed", "1")
-    assert refused.exit_code == 1 and "with seed 0 where this has 1" in refused.stderr
+    assert refused.exit_code == 1 and "with seed 0 instead of 1" in refused.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGINT to send")
@@ -117,7 +117,7 @@ def test_ctrl_c_ends_it_in_one_line_and_keeps_what_is_done(tmp_path: Path) -> No
             process.send_signal(signal.SIGINT)
             errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130, errors
-    assert errors.splitlines()[-1] == "interrupted; the same command goes on where it stopped"
+    assert errors.splitlines()[-1] == "interrupted; the same command continues the run"
     assert "Traceback" not in errors
     assert len(results(tmp_path)) == 3
 
@@ -145,6 +145,6 @@ def test_a_full_disk_ends_it_in_one_line_and_keeps_what_is_done(tmp_path: Path) 
         assert broken.stderr.splitlines()[-1].endswith("cannot be used: File too large")
         resumed = run(server.url, parts)
         assert resumed.exit_code == 0
-        assert f"{written.count(10)} of 12 samples are known" in resumed.stderr
+        assert f"{written.count(10)} of 12 samples have results" in resumed.stderr
     assert 1 < written.count(10) < 12
     assert results(parts) == results(tmp_path / "whole")

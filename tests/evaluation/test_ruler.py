@@ -16,7 +16,7 @@ from headkv_vllm.evaluation.metrics import METRICS
 from headkv_vllm.evaluation.samples import Sample
 from headkv_vllm.evaluation.tasks.fitting import largest_fit
 from headkv_vllm.evaluation.tasks.ruler import RULER_TASKS, RulerTask
-from headkv_vllm.evaluation.tasks.ruler.names import FIRST_WORDS, SECOND_WORDS
+from headkv_vllm.evaluation.tasks.ruler.filler import FIRST_WORDS, SECOND_WORDS
 from tests.scoring.small_models import small_tokenizer
 
 TOKENIZER = small_tokenizer()
@@ -258,7 +258,7 @@ def test_where_all_documents_fit_all_are_there(tmp_path: Path) -> None:
 
 
 def test_missing_questions_are_named(tmp_path: Path) -> None:
-    with pytest.raises(SamplesError, match=r"'ruler/qa_1' finds no data: .*ruler/squad\.json"):
+    with pytest.raises(SamplesError, match=r"'ruler/qa_1' has no data: .*ruler/squad\.json"):
         TASKS["qa_1"].samples(1, 1000, 1, TOKENIZER, tmp_path)
     with pytest.raises(SamplesError, match=r"the folder that has ruler/hotpotqa\.json with --data"):
         TASKS["qa_2"].samples(1, 1000, 1, TOKENIZER, None)
@@ -267,18 +267,18 @@ def test_missing_questions_are_named(tmp_path: Path) -> None:
 @given(
     steps=st.lists(st.integers(0, 9), min_size=1, max_size=300),
     limit=st.integers(0, 1500),
-    most=st.none() | st.integers(0, 299),
+    max_size=st.none() | st.integers(0, 299),
 )
 def test_the_largest_fit_is_that_of_a_plain_search(
-    steps: list[int], limit: int, most: int | None
+    steps: list[int], limit: int, max_size: int | None
 ) -> None:
     def measure(size: int) -> int:
         return 5 + sum(steps[:size]) + 10 * max(0, size - len(steps))
 
     # Beyond the steps a size is at least ten more.
-    sizes = range(1 + (len(steps) + limit if most is None else most))
+    sizes = range(1 + (len(steps) + limit if max_size is None else max_size))
     fitting = [size for size in sizes if measure(size) <= limit]
-    assert largest_fit(measure, limit, most) == (max(fitting) if fitting else None)
+    assert largest_fit(measure, limit, max_size) == (max(fitting) if fitting else None)
 
 
 def test_the_largest_fit_is_exact_at_every_limit() -> None:

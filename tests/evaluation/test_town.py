@@ -10,9 +10,8 @@ import pytest
 from headkv_vllm.errors import SettingsError
 from headkv_vllm.evaluation.metrics import METRICS
 from headkv_vllm.evaluation.samples import Sample
-from headkv_vllm.evaluation.tasks.town.facts import IT, KINDS, REMARKS, VALUE
 from headkv_vllm.evaluation.tasks.town.names import POOLS, Values
-from headkv_vllm.evaluation.tasks.town.page import draw_page, page_text
+from headkv_vllm.evaluation.tasks.town.page import IT, KINDS, REMARKS, VALUE, draw_page, page_text
 from headkv_vllm.evaluation.tasks.town.task import QUESTIONS_PER_PAGE, TownTask
 from tests.scoring.small_models import small_tokenizer
 

@@ -3,7 +3,8 @@
 
 import numpy as np
 
-from headkv_vllm.head_scores.folding import FloatArray, Fold
+from headkv_vllm.arrays import FloatArray
+from headkv_vllm.head_scores.scores import Fold
 
 
 def fold_query_heads(scores: FloatArray, num_kv_heads: int, how: Fold) -> FloatArray:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from headkv_vllm.head_scores.folding import fold_query_heads
+from headkv_vllm.head_scores.scores import fold_query_heads
 from tests.head_scores import reference
 
 

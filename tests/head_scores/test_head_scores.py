@@ -68,7 +68,7 @@ def test_a_quantised_copy_is_told_of_its_models_scores_and_takes_them_when_asked
     copy = identity.model_copy(update={"fingerprint": "0" * 64})
     found = resolve(Settings(), copy)
     _assert_uniform(found, copy)
-    assert "a quantised or tuned copy of tiny, which has as many heads" in found.warning
+    assert "a quantised or tuned copy of tiny, use those scores" in found.warning
     assert '--additional-config \'{"headkv": {"scores": "tiny"}}\'' in found.warning
     confirmed = resolve(Settings(scores="tiny"), copy)
     assert confirmed.path == bundled / "tiny.json" and not confirmed.uniform

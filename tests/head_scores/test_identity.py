@@ -122,7 +122,7 @@ def test_a_truncated_header_is_refused(checkpoint, tmp_path):
     folder = checkpoint(tmp_path / "a")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:20])
-    assert "no readable safetensors file" in _refusal(folder)
+    assert "not a readable safetensors file" in _refusal(folder)
 
 
 def test_a_missing_shard_is_refused(checkpoint, tmp_path):

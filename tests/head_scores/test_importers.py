@@ -12,8 +12,8 @@ import torch
 from safetensors.numpy import save_file
 
 from headkv_vllm.errors import ScoreFileError
-from headkv_vllm.head_scores.folding import fold_query_heads
 from headkv_vllm.head_scores.importers import IMPORTERS, find_importer, guess_format
+from headkv_vllm.head_scores.scores import fold_query_heads
 from tests.head_scores.foreign_files import (
     HEADS,
     KV_HEADS,
@@ -123,11 +123,11 @@ REFERENCE_ERRORS = [
     (changed(lambda d: d.update({"2-0": [1]})), "with 3 layers x 4 query heads"),
     (json.dumps(reference_document(3, 8)), "with 3 layers x 8 query heads"),
     (json.dumps(reference_document(1, 4)), "with 1 layers x 4 query heads"),
-    (changed(lambda d: d.update({"01-2": [1]})), "'01-2' names no head"),
-    (changed(lambda d: d.update({"1_2": [1]})), "'1_2' names no head"),
-    (changed(lambda d: d.update({"1-٢": [1]})), "names no head"),
-    (changed(lambda d: d.update({"1-" + "9" * 5000: [1]})), "names no head"),
-    ('{"0-0": [1], "0-1": [1], "0-0": [2]}', "'0-0' is there more than once"),
+    (changed(lambda d: d.update({"01-2": [1]})), "'01-2' is not a head"),
+    (changed(lambda d: d.update({"1_2": [1]})), "'1_2' is not a head"),
+    (changed(lambda d: d.update({"1-٢": [1]})), "is not a head"),
+    (changed(lambda d: d.update({"1-" + "9" * 5000: [1]})), "is not a head"),
+    ('{"0-0": [1], "0-1": [1], "0-0": [2]}', "'0-0' stands more than once"),
     (changed(lambda d: d.update({"1-2": []})), "head 1-2 has []"),
     (changed(lambda d: d.update({"1-2": 3})), "head 1-2 has 3"),
     (changed(lambda d: d.update({"1-2": [0.5, -1]})), "head 1-2 has the score -1"),
@@ -137,13 +137,13 @@ REFERENCE_ERRORS = [
     (changed(lambda d: d.update({"1-2": [True]})), "head 1-2 has the score True"),
     (changed(lambda d: d.update({"1-2": ["1"]})), "head 1-2 has the score '1'"),
     (changed(lambda d: d.update({key: [0] for key in d})), "all scores are zero"),
-    ("[[1, 2], [3, 4]]", "it holds [[1, 2], [3, 4]], expected an object"),
-    ("{}", "it names no head"),
+    ("[[1, 2], [3, 4]]", "it contains [[1, 2], [3, 4]], expected an object"),
+    ("{}", "it has no heads"),
     ("", "not valid JSON"),
     ('{"0-0": [1]}\n{"0-0": [1]}', "not valid JSON"),
     ('{"0-0": [' + "1" * 5000 + "]}", "not valid JSON"),
     ("[" * 100_000, "not valid JSON"),
-    (b"\xff\xfe", "no UTF-8"),
+    (b"\xff\xfe", "not UTF-8"),
 ]
 
 
@@ -162,7 +162,7 @@ DUO_ERRORS = [
     ("1\t0\n1\t\n", "line 2 has"),
     ("-1\t0\n0\t0\n", "all scores are zero"),
     ("", "0 lines"),
-    (b"\xff\t1\n1\t1\n", "no UTF-8"),
+    (b"\xff\t1\n1\t1\n", "not UTF-8"),
 ]
 
 
@@ -183,16 +183,16 @@ NPY_ERRORS = [
     (npy(np.ones((2, 3))), "shape is [2, 3], expected [2, 2] (KV heads) or [2, 4] (query heads)"),
     (npy(np.ones((4, 2))), "shape is [4, 2]"),
     (npy(np.ones(())), "shape is []"),
-    (npy(np.ones((2, 2), np.int64)), "it holds 'int64'"),
-    (npy(np.ones((2, 2), np.longdouble)), "it holds 'float128'"),
+    (npy(np.ones((2, 2), np.int64)), "it has 'int64'"),
+    (npy(np.ones((2, 2), np.longdouble)), "it has 'float128'"),
     (npy(np.array([[None]], object), allow_pickle=True), "Object arrays cannot be loaded"),
     (npy(np.full((2, 2), -1.0)), "query head 0 has the score -1.0"),
     (npy(np.array([[1, 1], [1, np.nan]])), "layer 1, query head 2 has the score nan"),
     (npy(np.zeros((2, 2))), "all scores are zero"),
-    (npy(np.ones((2, 2)))[:-1], "no readable .npy file"),
-    (huge_npy(), "no readable .npy file"),
-    (npy(np.ones((2, 2))).replace(b"(2, 2)", b"((2, 2"), "no readable .npy file"),
-    (npy(np.ones((2, 2))).replace(b"(2, 2)", rb"'\:'"), "no readable .npy file"),
+    (npy(np.ones((2, 2)))[:-1], "not a readable .npy file"),
+    (huge_npy(), "not a readable .npy file"),
+    (npy(np.ones((2, 2))).replace(b"(2, 2)", b"((2, 2"), "not a readable .npy file"),
+    (npy(np.ones((2, 2))).replace(b"(2, 2)", rb"'\:'"), "not a readable .npy file"),
     (b"PK\x03\x04", "neither .npy nor safetensors"),
 ]
 
@@ -205,14 +205,14 @@ def test_npy_errors(tmp_path, contents, expected):
 def test_a_tensor_is_named_in_safetensors_only(tmp_path):
     path = written(tmp_path, "scores.npy", npy(np.ones((2, 2))))
     assert "no tensor named 'heads'" in refusal(path, TINY, "heads")
-    with pytest.raises(ScoreFileError, match="--tensor 'heads' goes with --format kvzip only"):
+    with pytest.raises(ScoreFileError, match="--tensor 'heads' is for --format kvzip only"):
         find_importer("reference", "heads")
 
 
 def test_safetensors_of_integers_are_refused(tmp_path):
     path = tmp_path / "scores.safetensors"
     save_file({"heads": np.ones((2, 2), np.int32)}, path)
-    assert "it holds I32, expected one of F64, F32, F16, BF16" in refusal(path, TINY)
+    assert "it has I32, expected one of F64, F32, F16, BF16" in refusal(path, TINY)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".pkl", ".PT"])
@@ -250,7 +250,7 @@ def refusal_of_folder(folder):
 
 
 def test_unknown_formats_are_refused(tmp_path):
-    with pytest.raises(ScoreFileError, match=r"suffix '.csv' tells no format, expected .json"):
+    with pytest.raises(ScoreFileError, match=r"suffix '.csv' has no known format, expected .json"):
         guess_format(tmp_path / "scores.csv")
     with pytest.raises(ScoreFileError, match="'csv' is unknown: it must be one of reference, duo"):
         find_importer("csv")

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from headkv_vllm.cli.main import app
 from headkv_vllm.head_scores.file import read_score_file, write_score_file
-from headkv_vllm.head_scores.folding import fold_query_heads
 from headkv_vllm.head_scores.identity import identify_checkpoint
+from headkv_vllm.head_scores.scores import fold_query_heads
 from headkv_vllm.resources import scores_dir
 from headkv_vllm.version import tool_version
 

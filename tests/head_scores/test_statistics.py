@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from headkv_vllm.errors import ScoreFileError
-from headkv_vllm.head_scores.statistics import Comparison, compare, summarise
+from headkv_vllm.head_scores.statistics import ScoreComparison, compare, summarise
 
 SCORES = arrays(
     np.float64,
@@ -91,7 +91,7 @@ def test_pearson_and_spearman_differ_where_they_should():
 def test_the_same_scores_by_another_factor_are_the_same():
     scores = np.random.default_rng(0).random((32, 32))
     found = compare(scores, 1e300 * scores)
-    assert found == Comparison(pytest.approx(1), pytest.approx(1), 100, 1.0)
+    assert found == ScoreComparison(pytest.approx(1), pytest.approx(1), 100, 1.0)
 
 
 def test_opposite_scores_have_no_top_head_in_common():

@@ -7,8 +7,7 @@ from dataclasses import asdict
 import pytest
 
 from headkv_vllm.errors import SettingsError
-from headkv_vllm.needle.score_samples import TEMPLATE, score_sample, score_samples
-from headkv_vllm.needle.tasks import TASKS, generate_samples
+from headkv_vllm.needle.tasks import TASKS, TEMPLATE, generate_samples, score_sample, score_samples
 from headkv_vllm.scoring.prompts import Template
 from headkv_vllm.scoring.samples import read_samples
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from headkv_vllm.head_scores.file import read_score_file
-from headkv_vllm.head_scores.folding import fold_query_heads
+from headkv_vllm.head_scores.scores import fold_query_heads
 from headkv_vllm.needle import checkpoint_path
-from headkv_vllm.needle.score_samples import TEMPLATE, score_samples
+from headkv_vllm.needle.tasks import TEMPLATE, score_samples
 from headkv_vllm.resources import scores_dir
 from headkv_vllm.scoring.checkpoint import load_checkpoint
 from headkv_vllm.scoring.measuring import measure

@@ -12,8 +12,7 @@ from headkv_vllm.needle.tasks import (
     TASKS,
     generate_samples,
 )
-from headkv_vllm.needle.tokenizer import build_tokenizer
-from headkv_vllm.needle.vocabulary import BOS
+from headkv_vllm.needle.vocabulary import BOS, build_tokenizer
 
 TOKENIZER = build_tokenizer(8192)
 NUM_ASKED = {task: KEYS_ASKED if task == "multi-query" else 1 for task in TASKS}

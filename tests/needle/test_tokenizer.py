@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from headkv_vllm.needle import checkpoint_path
-from headkv_vllm.needle.tokenizer import build_tokenizer
 from headkv_vllm.needle.vocabulary import (
     BOS,
     EOS,
@@ -18,6 +17,7 @@ from headkv_vllm.needle.vocabulary import (
     UNK,
     VALUES,
     WORDS,
+    build_tokenizer,
 )
 
 BUILT = build_tokenizer(8192)

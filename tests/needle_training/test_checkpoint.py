@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from headkv_vllm.head_scores.file import read_score_file
-from headkv_vllm.head_scores.folding import fold_query_heads
+from headkv_vllm.head_scores.scores import fold_query_heads
 from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.needle.grading import grade
 from headkv_vllm.needle.tasks import TASKS, generate_samples

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from headkv_vllm.errors import SamplesError
-from headkv_vllm.scoring.built_in import CountTokens, built_in_samples
+from headkv_vllm.scoring.attention_scores import METHODS, Method
 from headkv_vllm.scoring.haystack import GeneratedHaystack, TextHaystack
-from headkv_vllm.scoring.methods import METHODS, Method
 from headkv_vllm.scoring.needles import draw_needle
-from headkv_vllm.scoring.samples import Sample
+from headkv_vllm.scoring.samples import ScoreSample
+from headkv_vllm.scoring.sources import CountTokens, built_in_samples
 
 PROSE = GeneratedHaystack()
 
@@ -32,7 +32,7 @@ def make(
     method: Method = "r2",
     seed: int = 0,
     count: CountTokens = words,
-) -> list[Sample]:
+) -> list[ScoreSample]:
     return list(built_in_samples(method, count, lengths, per_length, seed, PROSE))
 
 
@@ -142,15 +142,15 @@ def test_a_length_without_room_is_refused_before_any_sample() -> None:
             SamplesError, match="length is 12 tokens, the needles drawn for it need "
         ) as caught:
             built_in_samples(method, words, [1000, 12], 4, 0, PROSE)
-        least = int(str(caught.value).split()[-1])
-        assert 12 < least < 100
+        minimum = int(str(caught.value).split()[-1])
+        assert 12 < minimum < 100
 
 
 def test_the_least_length_is_the_needle_alone() -> None:
-    least = 90
-    needle = draw_needle("r2", np.random.default_rng([0, least, 0]))
+    minimum = 90
+    needle = draw_needle("r2", np.random.default_rng([0, minimum, 0]))
     exact = sum(map(words, (needle.question, needle.correct, *needle.others)))
-    ((sample),) = make([least], 1, count=lambda text: words(text) * least // exact)
+    ((sample),) = make([minimum], 1, count=lambda text: words(text) * minimum // exact)
     assert sorted(sample.context.split()) == sorted(
         " ".join((needle.correct, *needle.others)).split()
     )
@@ -170,6 +170,6 @@ def test_a_text_that_is_too_short_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("A dog ran home. " * 40)
     haystack = TextHaystack(tmp_path)
     assert len(list(built_in_samples("r", words, [150], 2, 0, haystack))) == 2
-    samples: Iterator[Sample] = built_in_samples("r", words, [400], 2, 0, haystack)
+    samples: Iterator[ScoreSample] = built_in_samples("r", words, [400], 2, 0, haystack)
     with pytest.raises(SamplesError, match="has 160 tokens, too few for a context of 400 tokens"):
         next(samples)

@@ -171,7 +171,7 @@ def test_other_dtypes_are_refused(dtype: str) -> None:
 
 @pytest.mark.parametrize("device", ["cuda:99", "mps", "meta", "", "gpu"])
 def test_other_devices_are_refused(device: str) -> None:
-    with pytest.raises(SettingsError, match=f"--device is '{device}', here are auto, cpu"):
+    with pytest.raises(SettingsError, match=f"--device is '{device}', this machine has auto, cpu"):
         load_checkpoint("unread", device=device)
 
 
@@ -209,8 +209,8 @@ def test_weights_tell_checkpoints_apart(copy: Callable[..., Path]) -> None:
     [
         ("no-such-model", "'no-such-model': no folder, not in the hub's cache, and the hub cannot"),
         ("org/no-such-model", "'org/no-such-model': no folder, not in the hub's cache"),
-        ("./no/such/folder", "'./no/such/folder': no such folder, and no valid name"),
-        ("two words", "'two words': no such folder, and no valid name"),
+        ("./no/such/folder", "'./no/such/folder': no such folder, and not a valid name"),
+        ("two words", "'two words': no such folder, and not a valid name"),
     ],
 )
 def test_names_that_are_no_model(name: str, message: str) -> None:

@@ -15,8 +15,8 @@ from headkv_vllm.scoring.attention_rows import (
     row_logits,
     weighted_values,
 )
+from headkv_vllm.scoring.attention_scores import STEP_SCORES
 from headkv_vllm.scoring.measuring import measure
-from headkv_vllm.scoring.methods import STEP_SCORES
 from tests.scoring import reference
 from tests.scoring.random_models import (
     CONFIGS,
@@ -32,7 +32,7 @@ NEVER = frozenset()
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
-    monkeypatch.setattr(measuring, "ROOM_TO_TALK", 2)
+    monkeypatch.setattr(measuring, "MAX_EXTRA_TOKENS", 2)
 
 
 @torch.inference_mode()
@@ -172,7 +172,7 @@ def test_a_model_that_computes_no_numbers_is_an_error():
 
 
 def test_another_attention_hands_over_no_rows():
-    with pytest.raises(UnsupportedError, match="the model's attention is sdpa, and only heads"):
+    with pytest.raises(UnsupportedError, match="the model's attention implementation is sdpa"):
         measure(random_model("llama", "sdpa"), random_prompt(0), "r2", "forced", NEVER)
 
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headkv_vllm.scoring.methods import METHODS, Method
+from headkv_vllm.scoring.attention_scores import METHODS, Method
 from headkv_vllm.scoring.needles import DEEDS, PATTERNS, SPOTS, Needle, draw_needle
 from headkv_vllm.scoring.run import ACCEPTED_SHARE
-from headkv_vllm.scoring.word_overlap import recall
+from headkv_vllm.scoring.samples import recall
 
 SEEDS = st.integers(0, 2**32)
 

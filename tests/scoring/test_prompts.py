@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, PythonBackend
 
 from headkv_vllm.errors import SamplesError, UnsupportedError
 from headkv_vllm.needle import checkpoint_path
-from headkv_vllm.needle.score_samples import TEMPLATE, score_samples
+from headkv_vllm.needle.tasks import TEMPLATE, score_samples
 from headkv_vllm.scoring.haystack import GeneratedHaystack
 from headkv_vllm.scoring.prompts import (
     DEFAULT_TEMPLATE,
@@ -24,11 +24,13 @@ from headkv_vllm.scoring.prompts import (
     template_length,
     tokenize,
 )
-from headkv_vllm.scoring.samples import Sample, merge
+from headkv_vllm.scoring.samples import ScoreSample, merge
 
 BOS, END = "<s>", "<|end|>"
 CHAT = "{{ bos_token }}<|user|>{{ messages[0]['content'] | trim }}<|end|>\n<|bot|>"
-SAMPLE = Sample("The cat sat. A dog ran home.", "What did the dog do?", "ran home", ((13, 28),))
+SAMPLE = ScoreSample(
+    "The cat sat. A dog ran home.", "What did the dog do?", "ran home", ((13, 28),)
+)
 SENTENCES = list(islice(GeneratedHaystack().sentences(np.random.default_rng(0)), 200))
 VOCABULARY = sorted({word for s in (SAMPLE.context, SAMPLE.question) for word in s.split()})
 
@@ -150,7 +152,7 @@ def test_a_sample_may_have_no_evidence() -> None:
 @pytest.mark.parametrize("name", ["words, BOS", "bytes, BOS", "metaspace, BOS"])
 def test_bos_is_no_evidence_though_the_evidence_starts_the_prompt(name: str) -> None:
     tokenizer = TOKENIZERS[name]()
-    sample = Sample("A dog", "ran home.", "dog", ((0, 5),))
+    sample = ScoreSample("A dog", "ran home.", "dog", ((0, 5),))
     prompt = tokenize(sample, tokenizer, Template("{context} {question}"))
     assert prompt.ids[0] == tokenizer.bos_token_id
     assert prompt.evidence[0] == 1 and said(tokenizer, prompt) == "A dog"
@@ -166,7 +168,7 @@ def test_tokens_are_evidence_that_touch_a_span(name: str, data: st.DataObject) -
     bounds = st.integers(0, len(context) - 1)
     drawn = data.draw(st.lists(st.tuples(bounds, st.integers(1, 12)), min_size=1, max_size=3))
     spans = merge((start, min(start + size, len(context))) for start, size in drawn)
-    sample = Sample(context, "end?", "end", (*spans,))
+    sample = ScoreSample(context, "end?", "end", (*spans,))
     try:
         prompt = tokenize(sample, tokenizer, Template("x {context}\n{question}"))
     except SamplesError:
@@ -184,7 +186,7 @@ def test_tokens_are_evidence_that_touch_a_span(name: str, data: st.DataObject) -
 
 def test_special_tokens_in_the_text_are_no_evidence_but_unknown_words_are() -> None:
     tokenizer = TOKENIZERS["words, BOS"]()
-    sample = Sample("cat <s> zebra A", "What", "zebra", ((0, 15),))
+    sample = ScoreSample("cat <s> zebra A", "What", "zebra", ((0, 15),))
     prompt = tokenize(sample, tokenizer, Template("{context} {question}"))
     assert [tokenizer.convert_ids_to_tokens(prompt.ids[p]) for p in prompt.evidence] == [
         "cat",
@@ -195,14 +197,14 @@ def test_special_tokens_in_the_text_are_no_evidence_but_unknown_words_are() -> N
 
 def test_a_chat_template_may_strip_the_message() -> None:
     tokenizer = TOKENIZERS["bytes"]()
-    sample = Sample("  A dog ran.", "Who? ", "dog", ((0, 7),))
+    sample = ScoreSample("  A dog ran.", "Who? ", "dog", ((0, 7),))
     prompt = tokenize(sample, tokenizer, Template(" {context} {question}\n", chat=True))
     assert said(tokenizer, prompt) == "A dog"
 
 
 def test_braces_of_the_user_are_text() -> None:
     tokenizer = TOKENIZERS["bytes"]()
-    sample = Sample("a {question} {0} {x", "{context}?", "{0}", ((13, 16),))
+    sample = ScoreSample("a {question} {0} {x", "{context}?", "{0}", ((13, 16),))
     prompt = tokenize(sample, tokenizer, Template("{} {context} {question} {y}"))
     assert tokenizer.decode(prompt.ids) == "{} a {question} {0} {x {context}? {y}"
     assert said(tokenizer, prompt) == "{0}"
@@ -213,14 +215,18 @@ def test_braces_of_the_user_are_text() -> None:
     ["", "{context}", "{question}", "{question} {context}", "{context} {question} {context}"],
 )
 def test_a_template_without_both_placeholders_is_refused(text: str) -> None:
-    with pytest.raises(SamplesError, match=r"the template is .*allowed is a text with \{context\}"):
+    with pytest.raises(SamplesError, match=r"the template is .*expected a text with \{context\}"):
         Template(text)
 
 
 CHAT_ERRORS = {
     "none": (None, UnsupportedError, "Tokenizer.* has no chat template"),
-    "upper case": ("{{ messages[0].content | upper }}", SamplesError, "message not in its text"),
-    "twice": ("{{ messages[0].content * 2 }}", SamplesError, "more than once in its text"),
+    "upper case": (
+        "{{ messages[0].content | upper }}",
+        SamplesError,
+        "does not contain the message",
+    ),
+    "twice": ("{{ messages[0].content * 2 }}", SamplesError, "repeats the message"),
     "refusing": ("{{ raise_exception('no users') }}", UnsupportedError, "no users"),
     "broken": ("{{ messages[0]", UnsupportedError, "refuses a user's message"),
 }
@@ -242,9 +248,9 @@ def test_a_slow_tokenizer_is_refused() -> None:
         def get_vocab(self) -> dict[str, int]:
             return {}
 
-    with pytest.raises(UnsupportedError, match="SlowTokenizer does not say where tokens stand"):
+    with pytest.raises(UnsupportedError, match="SlowTokenizer does not give the places of tokens"):
         tokenize(SAMPLE, SlowTokenizer(), Template())
-    with pytest.raises(UnsupportedError, match="SlowTokenizer does not say where tokens stand"):
+    with pytest.raises(UnsupportedError, match="SlowTokenizer does not give the places of tokens"):
         template_length(SlowTokenizer(), Template())
 
 
@@ -257,11 +263,11 @@ def test_a_model_that_thinks_is_told_not_to() -> None:
 
 def test_evidence_or_an_answer_without_tokens_is_refused() -> None:
     tokenizer = TOKENIZERS["words"]()
-    blank = Sample("a  b", "q", "b", ((1, 2),))
+    blank = ScoreSample("a  b", "q", "b", ((1, 2),))
     with pytest.raises(SamplesError, match="the evidence ' ' has no tokens"):
         tokenize(blank, tokenizer, Template())
     with pytest.raises(SamplesError, match="the answer ' ' has no tokens"):
-        tokenize(Sample("a  b", "q", "  ", ((0, 1),)), tokenizer, Template())
+        tokenize(ScoreSample("a  b", "q", "  ", ((0, 1),)), tokenizer, Template())
 
 
 def test_the_needle_model_reads_its_own_needles() -> None:

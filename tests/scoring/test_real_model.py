@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from headkv_vllm.cli.main import app
 from headkv_vllm.head_scores.file import read_score_file
-from headkv_vllm.head_scores.folding import fold_query_heads
 from headkv_vllm.head_scores.identity import identify_checkpoint
 from headkv_vllm.head_scores.library import find_bundled
+from headkv_vllm.head_scores.scores import fold_query_heads
 from headkv_vllm.resources import scores_dir
 from tests.real_model import SCRIPT, find_real_model
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from headkv_vllm.errors import HeadKVError
+from headkv_vllm.scoring.attention_scores import METHODS
 from headkv_vllm.scoring.measuring import ANSWERS
-from headkv_vllm.scoring.methods import METHODS
 from headkv_vllm.scoring.request import parse_answers, parse_method, parse_source, parse_template
-from headkv_vllm.scoring.source import BuiltInSource, FileSource
+from headkv_vllm.scoring.sources import BuiltInSource, FileSource
 
 
 def test_a_number_means_built_in_samples(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from headkv_vllm.errors import SamplesError
 from headkv_vllm.scoring import samples as samples_module
-from headkv_vllm.scoring.samples import Sample, merge, occurrences, read_samples
+from headkv_vllm.scoring.samples import ScoreSample, merge, occurrences, read_samples
 
 LINE = {"context": "The cat is in the hat.", "question": "Where is it?", "answer": "in the hat"}
 SPANS = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)).map(lambda s: (s[0], sum(s))))
@@ -33,7 +33,7 @@ def evidence(folder: Path, value: Any, **other: str) -> tuple[tuple[int, int], .
 def test_lines_become_samples_and_blank_ones_are_skipped(tmp_path: Path) -> None:
     path = write(tmp_path / "s.jsonl", LINE, "", "  ", {**LINE, "answer": "hat"}, "")
     expected = tuple(
-        Sample(LINE["context"], LINE["question"], answer, (span,))
+        ScoreSample(LINE["context"], LINE["question"], answer, (span,))
         for answer, span in [("in the hat", (11, 21)), ("hat", (18, 21))]
     )
     assert read_samples(path) == expected
@@ -143,5 +143,5 @@ def test_a_file_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["missing", "."])
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(SamplesError, match=r"(cannot be read: No such file|is no regular file)"):
+    with pytest.raises(SamplesError, match=r"(cannot be read: No such file|is not a regular file)"):
         read_samples(tmp_path / name)

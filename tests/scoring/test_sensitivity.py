@@ -10,7 +10,7 @@ from transformers.masking_utils import sdpa_mask
 from headkv_vllm.scoring import sensitivity as sensitivity_module
 from headkv_vllm.scoring.answer_pass import ReadPrompt
 from headkv_vllm.scoring.attention_rows import ATTENTION
-from headkv_vllm.scoring.run import of_kv_heads
+from headkv_vllm.scoring.run import share_among_kv_heads
 from headkv_vllm.scoring.sensitivity import far_tokens, sensitivity
 from tests.scoring.random_models import CONFIGS, random_model, random_prompt
 
@@ -131,5 +131,5 @@ def test_what_is_far():
 def test_a_kv_heads_gate_is_that_of_its_query_heads():
     gradients = np.array([[1.0, 3.0, -5.0, 2.0], [0.0, 0.0, 4.0, -1.0]])
     np.testing.assert_array_equal(
-        of_kv_heads(gradients, 2), [[2.0, 2.0, 0.0, 0.0], [0.0, 0.0, 1.5, 1.5]]
+        share_among_kv_heads(gradients, 2), [[2.0, 2.0, 0.0, 0.0], [0.0, 0.0, 1.5, 1.5]]
     )

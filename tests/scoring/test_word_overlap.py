@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headkv_vllm.scoring.word_overlap import english_words, recall, words_f1
+from headkv_vllm.evaluation.metrics.overlap import words_f1
+from headkv_vllm.scoring.samples import english_words, recall
 
 BY_HAND = [
     ("feed the swans", "Feed swans.", 1.0, 1.0),

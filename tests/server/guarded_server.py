@@ -8,7 +8,7 @@ import httpx
 from openai import OpenAI
 
 from headkv_vllm.config import Settings
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from tests.engine.helpers.server import Server
 
 KEY = "open-sesame"

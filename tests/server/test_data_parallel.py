@@ -11,8 +11,8 @@ from headkv_vllm.engine.metrics.definitions import (
     COMPRESSION_SECONDS,
     FREED_BLOCKS,
 )
-from headkv_vllm.needle.paths import checkpoint_path
-from headkv_vllm.needle.tasks import Sample, generate_samples
+from headkv_vllm.needle import checkpoint_path
+from headkv_vllm.needle.tasks import NeedleSample, generate_samples
 from tests.engine.helpers.server import Server, wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -25,7 +25,7 @@ ARGUMENTS = [
 COMPRESSIONS = f"{COMPRESSION_SECONDS.name}_count"
 
 
-def is_right(server: Server, sample: Sample) -> bool:
+def is_right(server: Server, sample: NeedleSample) -> bool:
     completion = server.client.completions.create(
         model=server.model, prompt=sample.prompt, temperature=0, max_tokens=32
     )

@@ -15,7 +15,7 @@ import pytest
 from openai import OpenAIError
 
 import headkv_vllm
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 from headkv_vllm.resources import scores_dir
 from tests.engine.helpers.server import Server, wait_for

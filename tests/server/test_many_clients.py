@@ -13,7 +13,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from headkv_vllm.engine.metrics.definitions import METRICS
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 from tests.engine.helpers.server import VLLM, wait_for
 from tests.server.guarded_server import KEY, GuardedServer

@@ -15,7 +15,7 @@ from headkv_vllm.config import Settings
 from headkv_vllm.engine.metrics.definitions import METRICS, SKIPPED_REQUESTS
 from headkv_vllm.head_scores.identity import identify_checkpoint
 from headkv_vllm.head_scores.scores import resolve
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from tests.engine.helpers.server import Server, wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]

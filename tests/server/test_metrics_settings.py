@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from headkv_vllm.engine.metrics.definitions import SKIPPED_REQUESTS
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from tests.engine.helpers.server import Server, wait_for
 from tests.server.test_metrics import GAUGES, HEADKV, MODEL, ask, counters, expected, growth
 

@@ -15,9 +15,9 @@ import pytest
 from openai import AsyncOpenAI
 
 from benchmarks.harness.engine_process import EngineProcess
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.needle.grading import grade
-from headkv_vllm.needle.paths import checkpoint_path
-from headkv_vllm.needle.tasks import Sample, generate_samples
+from headkv_vllm.needle.tasks import NeedleSample, generate_samples
 from tests.engine.conftest import COMMON
 from tests.engine.helpers import inside
 from tests.engine.helpers.server import Server
@@ -43,7 +43,7 @@ def server() -> Iterator[Server]:
 
 
 @cache
-def samples(n: int = 4) -> list[Sample]:
+def samples(n: int = 4) -> list[NeedleSample]:
     return list(generate_samples("multi-query", NUM_TOKENS, n, seed=3))
 
 

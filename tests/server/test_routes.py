@@ -16,7 +16,7 @@ from headkv_vllm.config import Settings
 from headkv_vllm.head_scores.file import read_score_file
 from headkv_vllm.head_scores.identity import identify_checkpoint
 from headkv_vllm.head_scores.scores import load
-from headkv_vllm.needle.paths import checkpoint_path
+from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.needle.tasks import generate_samples
 from headkv_vllm.resources import scores_dir
 from headkv_vllm.server.plan_request import BASE_BYTES, BYTES_PER_TOKEN

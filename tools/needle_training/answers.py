@@ -7,14 +7,14 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from headkv_vllm.needle.grading import grade
-from headkv_vllm.needle.tasks import Sample
+from headkv_vllm.needle.tasks import NeedleSample
 
 BATCH_SIZE = 10
 
 
 @torch.inference_mode()
 def greedy_answers(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample]
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, samples: Sequence[NeedleSample]
 ) -> list[str]:
     """What the model generates for each sample, without EOS; all prompts must be equally long."""
     prompts = tokenizer([sample.prompt for sample in samples], return_tensors="pt").input_ids
@@ -33,7 +33,7 @@ def greedy_answers(
 
 
 def question_accuracy(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample]
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, samples: Sequence[NeedleSample]
 ) -> float:
     """Share of the questions that greedy decoding answers in full."""
     answers = greedy_answers(model, tokenizer, samples)

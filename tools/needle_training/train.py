@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 
 from headkv_vllm.errors import SettingsError
 from headkv_vllm.needle.tasks import TASKS, generate_samples
-from headkv_vllm.needle.tokenizer import build_tokenizer
+from headkv_vllm.needle.vocabulary import build_tokenizer
 from tools.needle_training.answers import question_accuracy
 from tools.needle_training.curriculum import COOL_DOWN, CURRICULUM, Stage
 from tools.needle_training.trainer import Trainer

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of the needle model as a state that can be saved, loaded and continued exactly."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from headkv_vllm.output.files import replace_whole
 from tools.needle_training.attention import reduced_masks
 from tools.needle_training.curriculum import RESTRICTED_WINDOW, RETRIEVAL_HEADS, Stage
 from tools.needle_training.model import initial_model
@@ -125,16 +125,14 @@ class Trainer:
             self.accuracy = 0.0
 
     def save(self, path: Path) -> None:
-        """Write everything a run continues from; a broken-off write leaves the old file alone."""
+        """Write everything that a run continues from. An interrupted write keeps the old file."""
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": [self.seed, self.step, self.stage, self.stage_step],
             "accuracy": self.accuracy,
         }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        replace_whole(path, lambda partial: torch.save(state, partial))
 
     def load(self, path: Path) -> None:
         """Continue from `save`'s file; its seed replaces this trainer's."""

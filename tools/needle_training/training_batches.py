@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from headkv_vllm.needle.haystack import Entry, EntryCounts, Haystack, bury, draw_entries
+from headkv_vllm.needle.haystack import Entry, EntryCounts, NeedleHaystack, bury, draw_entries
 from headkv_vllm.needle.vocabulary import (
     ASK,
     BOS,
@@ -105,14 +105,14 @@ def question_sequence(
     return ids[:-1], labels[1:]
 
 
-def draw_lone_haystack(rng: np.random.Generator, length: int) -> Haystack:
+def draw_lone_haystack(rng: np.random.Generator, length: int) -> NeedleHaystack:
     """One needle in filler that leaves just the room for its question."""
     num_values = int(rng.choice((*VALUES_PER_NEEDLE, *LONG_VALUES)))
     entries = draw_entries(rng, EntryCounts(num_values, plain=1))["plain"]
     return bury(rng, entries, length + 1 - (num_values + 2) - 4)
 
 
-def draw_haystack(rng: np.random.Generator, length: int, all_kinds: bool) -> Haystack:
+def draw_haystack(rng: np.random.Generator, length: int, all_kinds: bool) -> NeedleHaystack:
     """A haystack with a random number of entries that fits into `length`.
 
     They are plain ones and pointers, and with `all_kinds` disputed and long ones too.
@@ -136,7 +136,7 @@ def draw_haystack(rng: np.random.Generator, length: int, all_kinds: bool) -> Hay
 
 
 def draw_question(
-    rng: np.random.Generator, haystack: Haystack, room: int, min_asked: int
+    rng: np.random.Generator, haystack: NeedleHaystack, room: int, min_asked: int
 ) -> tuple[list[str], list[str]] | None:
     """A question and its answer with EOS, within `room` words, or None.
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from headkv_vllm.arrays import IntArray
 from headkv_vllm.budgets.request import full_blocks
 from headkv_vllm.cache.block_row import HEADER_SIZE
 from headkv_vllm.cache.compression import PromptCompression, prompt_compression
@@ -19,11 +20,11 @@ class CompletedPrompts:
 
     def __init__(
         self,
-        requests: npt.NDArray[np.integer],
-        window_starts: npt.NDArray[np.int64],
+        requests: IntArray,
+        window_starts: IntArray,
         rows: torch.Tensor,
         seq_lens: torch.Tensor,
-        query_lens: npt.NDArray[np.integer],
+        query_lens: IntArray,
         layers: WorkerLayers,
     ) -> None:
         self._requests, self._window_starts, self._rows = requests, window_starts, rows

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.kv_cache_interface import AttentionSpec
 
+from headkv_vllm.arrays import FloatArray
 from headkv_vllm.budgets.adaptive_allocations import AdaptiveAllocations
 from headkv_vllm.budgets.allocation_cache import AllocationCache
 from headkv_vllm.budgets.tensor_parallel import worker_kv_heads
@@ -67,9 +67,7 @@ class WorkerLayers:
         return Compressor(head_blocks, logits, self.settings, workspace)
 
 
-def worker_scores(
-    vllm_config: VllmConfig, layer_names: list[str], num_kv_heads: int
-) -> npt.NDArray[np.float64]:
+def worker_scores(vllm_config: VllmConfig, layer_names: list[str], num_kv_heads: int) -> FloatArray:
     """The scores of this worker's layers and KV heads: [len(layer_names), num_kv_heads]."""
     scores = read_scores(vllm_config)
     layers = [extract_layer_index(name) for name in layer_names]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from typing_extensions import override
 from vllm.config import VllmConfig
@@ -27,6 +26,7 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import AttentionSpec, is_quantized_kv_cache
 
+from headkv_vllm.arrays import BoolArray, IntArray
 from headkv_vllm.budgets.allocation import Allocation
 from headkv_vllm.cache.block_row import HEADER_SIZE
 from headkv_vllm.cache.compression import (
@@ -56,8 +56,6 @@ from headkv_vllm.kernels.dense_tables import DenseTables
 from headkv_vllm.kernels.inputs import Buffers, Chunks, DeviceRows, DeviceTokens, LayerInputs
 from headkv_vllm.kernels.kv_splits import KVSplits, kv_splits, num_splits_of
 from headkv_vllm.kernels.step_tokens import step_tokens
-
-BoolArray = npt.NDArray[np.bool_]
 
 
 class HeadKVTritonBackend(HeadKVBackendMixin, AttentionBackend):
@@ -269,7 +267,7 @@ class HeadKVTritonMetadataBuilder(AttentionMetadataBuilder[HeadKVTritonMetadata]
         return Decodes(places, tokens, kv_splits(rows, tokens, self._num_splits, self._buffers))
 
     def _compression(
-        self, common: CommonAttentionMetadata, query_lens: npt.NDArray[np.integer], rows: DeviceRows
+        self, common: CommonAttentionMetadata, query_lens: IntArray, rows: DeviceRows
     ) -> StepCompression | None:
         """Of the prompts that the step may complete.
 

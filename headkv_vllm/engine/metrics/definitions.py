@@ -1,22 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every number that a server with headkv adds to vLLM's own `/metrics`, declared once."""
+"""Every number that a server with headkv adds to vLLM's own `/metrics`, and how it gets there.
 
+vLLM sends the statistics of its scheduler with each step's outputs to one of its API servers. Our
+numbers travel with them, as integers by key: a metric's name, or `name/detail`. Counters and gauges
+travel as differences, so that the sums of all servers are right in any order of messages. Times
+travel in microseconds.
+"""
+
+from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from headkv_vllm.budgets.request import SkipReason
 
+if TYPE_CHECKING:
+    from vllm.v1.metrics.stats import SchedulerStats
+
 PREFIX = "headkv:"
 ENGINE_LABELS = ("model_name", "engine")
-"""What vLLM's own metrics are told apart by, and ours too."""
+"""The labels of vLLM's own metrics, which our metrics have too."""
 
 
 @dataclass(frozen=True)
 class Metric:
     """One family of samples.
 
-    name: as `/metrics` shows it; a histogram's samples have suffixes besides.
-    label, label_values: what tells samples apart besides the engine, and all that it may be.
+    name: the name on `/metrics`. The samples of a histogram add suffixes to it.
+    label, label_values: one more label of the samples, and its possible values.
     buckets: upper bounds of a histogram's buckets, without the infinite one.
     """
 
@@ -47,7 +57,7 @@ COMPRESSED_REQUESTS = Metric(
 SKIPPED_REQUESTS = Metric(
     "headkv:skipped_requests_total",
     "counter",
-    "Requests whose prompt was computed and left whole, by reason.",
+    "Requests whose prompt was computed but not compressed, by reason.",
     label="reason",
     label_values=get_args(SkipReason),
 )
@@ -64,18 +74,18 @@ KEPT_TOKENS = Metric(
 FREED_BLOCKS = Metric(
     "headkv:freed_blocks_total",
     "counter",
-    "Prompt blocks that compressed requests gave back while they went on.",
+    "Prompt blocks that compressed requests freed before they ended.",
 )
 COMPRESSION_SECONDS = Metric(
     "headkv:compression_seconds",
     "histogram",
-    "Time to choose and copy what one prompt keeps, over the layers of the engine's first worker.",
+    "Time to select and copy the kept entries of one prompt, over all layers of the first worker.",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 HEAD_BLOCKS_IN_USE = Metric(
     "headkv:head_blocks_in_use",
     "gauge",
-    "Head blocks that live compressed requests keep their prompts in, over the whole model.",
+    "Head blocks with kept entries of live compressed requests, over the whole model.",
 )
 LIVE_COMPRESSED_REQUESTS = Metric(
     "headkv:live_compressed_requests",
@@ -85,27 +95,27 @@ LIVE_COMPRESSED_REQUESTS = Metric(
 BLOCKS_IN_USE = Metric(
     "headkv:blocks_in_use",
     "gauge",
-    "Blocks that live requests hold now; one that several share counts for each of them.",
+    "Blocks that live requests hold now. A shared block counts for each of its requests.",
 )
 STOCK_BLOCKS = Metric(
     "headkv:stock_blocks",
     "gauge",
-    "Blocks that the same requests would hold without headkv, counted alike.",
+    "Blocks that the same requests would hold without headkv, counted in the same way.",
 )
 ALLOCATION_CACHE_HITS = Metric(
     "headkv:allocation_cache_hits_total",
     "counter",
-    "Budgets of heads that the engine's first worker had at hand.",
+    "Allocations of budgets to heads that the engine's first worker found in its cache.",
 )
 ALLOCATION_CACHE_MISSES = Metric(
     "headkv:allocation_cache_misses_total",
     "counter",
-    "Budgets of heads that the engine's first worker had to work out.",
+    "Allocations of budgets to heads that the engine's first worker had to compute.",
 )
 ALLOCATION_CACHE_SIZE = Metric(
     "headkv:allocation_cache_size",
     "gauge",
-    "Budgets of heads that the engine's first worker has at hand now.",
+    "Allocations of budgets to heads in the cache of the engine's first worker now.",
 )
 
 METRICS = {
@@ -126,3 +136,27 @@ METRICS = {
         ALLOCATION_CACHE_SIZE,
     )
 }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One number of a message. detail: the value of the metric's own label, if it has one."""
+
+    metric: Metric
+    detail: str
+    value: int
+
+
+def message_of(stats: "SchedulerStats") -> MutableMapping[str, int]:
+    """The dictionary in `stats` that carries our numbers. vLLM sends all of its keys and ignores
+    unknown ones."""
+    message: MutableMapping[str, int] = stats.num_kv_fetch_reqs_by_stage
+    return message
+
+
+def take_readings(stats: "SchedulerStats") -> list[Reading]:
+    """Take our numbers out of `stats`, so that they do not appear in vLLM's log lines."""
+    message = message_of(stats)
+    ours = [key for key in message if key.startswith(PREFIX)]
+    parts = [(key.partition("/"), message.pop(key)) for key in ours]
+    return [Reading(METRICS[name], detail, value) for (name, _, detail), value in parts]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one engine counts for `/metrics`, in the scheduler's process."""
+"""Counts the numbers of one engine for `/metrics`, in the scheduler's process."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from headkv_vllm.engine.metrics import definitions as metrics
 from headkv_vllm.engine.metrics.worker_counts import WorkerCounts
 
 Rows = Mapping[str, Sequence[KVCacheBlock]]
-"""Each request's row, `headkv_vllm.cache.block_row`; empty where it holds nothing yet."""
+"""Each request's row, see `headkv_vllm.cache.block_row`. It is empty if it has no blocks yet."""
 Budgets = Mapping[str, RequestBudget]
 
 COMPRESSED_PROMPT_COUNTS: Final[dict[metrics.Metric, Callable[[RequestBudget, int], int]]] = {
@@ -41,11 +41,11 @@ def prompt_counts(budget: RequestBudget, block_size: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Occupancy:
-    """Counted request by request: a block that several share counts for each of them.
+    """The blocks of all requests. A shared block counts for each of its requests.
 
-    num_blocks: held now. num_stock_blocks: what the same tokens fill in stock vLLM.
-    num_compressed_requests: those that have given their prompt's full blocks back.
-    num_compressed_blocks: the sum of their K.
+    num_blocks: blocks held now. num_stock_blocks: blocks of the same tokens in stock vLLM.
+    num_compressed_requests: requests that have freed their prompt's full blocks.
+    num_compressed_blocks: the sum of K over these requests.
     """
 
     num_blocks: int = 0
@@ -55,7 +55,7 @@ class Occupancy:
 
 
 def occupancy(rows: Rows, budgets: Budgets) -> Occupancy:
-    """Looks at one entry of each row only, because it is asked for at every step."""
+    """The blocks of all requests. It reads one entry of each row, because each step calls it."""
     num_blocks = num_stock = num_requests = num_compressed = 0
     for request_id, row in rows.items():
         if not row:
@@ -72,12 +72,12 @@ def occupancy(rows: Rows, budgets: Budgets) -> Occupancy:
 
 
 class SchedulerCounts:
-    """Counts one engine's prompts, and reads what its pool and its first worker have counted."""
+    """Counts one engine's prompts, and reads the counts of its pool and its first worker."""
 
     def __init__(
         self, manager: HeadKVManager, heads_per_block: int, table: WorkerCounts | None
     ) -> None:
-        """heads_per_block: head blocks in a block, L*H of the whole model."""
+        """heads_per_block: the head blocks of a block, L*H of the whole model."""
         self._manager, self._heads_per_block = manager, heads_per_block
         self._table = table or WorkerCounts.private()
         self._prompts: Counter[str] = Counter()
@@ -88,7 +88,7 @@ class SchedulerCounts:
     def count_prompts(self, output: SchedulerOutput, requests: Mapping[str, Request]) -> None:
         """Count each request once, when a step that completes its prompt has been scheduled.
 
-        output: that step. requests: the live ones, as they will be after it.
+        output: that step. requests: the live requests after it.
         """
         for request_id in output.num_scheduled_tokens.keys() - self._counted:
             budget = self._manager.budgets[request_id]
@@ -101,14 +101,14 @@ class SchedulerCounts:
         self._counted.discard(request_id)
 
     def take_message(self) -> dict[str, int]:
-        """What has changed since the last message; see `stats_message`."""
+        """The changes since the last message; see `definitions`."""
         numbers = {**self._counters(), **self._gauges()}
         growth = {name: value - self._sent.get(name, 0) for name, value in numbers.items()}
         self._sent = numbers
         return {name: value for name, value in growth.items() if value} | self._new_compressions()
 
     def check_integrity(self) -> None:
-        """Counters only grow, and the gauges are what a plain count finds."""
+        """Assert that counters only grow, and that gauges equal a plain count."""
         counters = self._counters()
         assert all(value >= self._sent.get(name, 0) for name, value in counters.items())
         assert self._counted <= self._manager.budgets.keys()
@@ -141,7 +141,7 @@ class SchedulerCounts:
 
 
 def _counted_plainly(rows: Rows, budgets: Budgets) -> Occupancy:
-    """`occupancy`, entry by entry: `check_integrity` compares the two."""
+    """Plain reference of `occupancy`, which counts every entry."""
     held = stock = requests = compressed = 0
     for request_id, row in rows.items():
         entries = row[HEADER_SIZE:]

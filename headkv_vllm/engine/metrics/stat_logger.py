@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vllm.stat_logger_plugins`: puts what the scheduler sends on vLLM's own `/metrics`."""
+"""`vllm.stat_logger_plugins`: shows the scheduler's numbers on vLLM's own `/metrics`."""
 
 from functools import cache
 from typing import Any
@@ -10,15 +10,14 @@ from vllm.config import VllmConfig
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
-from headkv_vllm.engine.metrics.definitions import METRICS, Metric
-from headkv_vllm.engine.metrics.message import Reading, take_readings
+from headkv_vllm.engine.metrics.definitions import METRICS, Metric, Reading, take_readings
 from headkv_vllm.engine.platforms.platform import is_selected
 
 Family = Counter | Gauge | Histogram
 
 
 class HeadKVStatLogger(AggregateStatLoggerBase):
-    """Updates our families in this API server; where another backend serves, there are none."""
+    """Updates our metrics in this API server. There are none if another backend serves."""
 
     def __init__(self, vllm_config: VllmConfig, engine_indexes: list[int]) -> None:
         self._model_name = vllm_config.model_config.served_model_name
@@ -34,7 +33,7 @@ class HeadKVStatLogger(AggregateStatLoggerBase):
         mm_cache_stats: Any = None,
         engine_idx: int = 0,
     ) -> None:
-        """Take our numbers out of `scheduler_stats` and add them to what this process has."""
+        """Take our numbers out of `scheduler_stats` and add them to the metrics of this process."""
         if scheduler_stats is None:
             return
         for reading in take_readings(scheduler_stats):
@@ -42,7 +41,7 @@ class HeadKVStatLogger(AggregateStatLoggerBase):
 
     @override
     def log_engine_initialized(self) -> None:
-        """Nothing to say: vLLM logs that the engine is ready."""
+        """Logs nothing, because vLLM logs that the engine is ready."""
 
     def _update(self, reading: Reading, engine_index: int) -> None:
         sample = self._sample(reading.metric, engine_index, reading.detail)
@@ -52,7 +51,7 @@ class HeadKVStatLogger(AggregateStatLoggerBase):
             sample.inc(reading.value)
 
     def _show(self, engine_index: int) -> None:
-        """Have `/metrics` say 0 before there is anything to count."""
+        """Show 0 on `/metrics` before anything is counted."""
         for metric in METRICS.values():
             for detail in metric.label_values or ("",):
                 self._sample(metric, engine_index, detail)
@@ -73,6 +72,6 @@ def _family(metric: Metric) -> Family:
     if metric.kind == "counter":
         return Counter(*arguments)
     if metric.kind == "gauge":
-        # Each API server knows of some changes. One that lags behind must not have the last word.
+        # Each API server has only some of the changes, so the sum over all servers is right.
         return Gauge(*arguments, multiprocess_mode="sum")
     return Histogram(*arguments, buckets=metric.buckets)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers that an engine's first worker counts, where the engine's scheduler can read them.
+"""Numbers that an engine's first worker counts, in memory that the scheduler can read.
 
-vLLM has no free channel from worker to scheduler, so they share a few kilobytes of memory: the
-worker makes a file, and the scheduler maps it too and removes its name at once. What a worker
-writes before it hands in a step's results is there when the scheduler takes these up.
+vLLM has no free channel from worker to scheduler, so they share a few kilobytes of memory. The
+worker makes a file; the scheduler maps it and removes its name at once. Numbers that a worker
+writes before it returns a step's results are visible when the scheduler reads these results.
 """
 
 import mmap
@@ -21,31 +21,32 @@ from headkv_vllm.engine.logger import logger
 
 MAGIC = int.from_bytes(b"headkv 1")
 CAPACITY = 1024
-"""Compressions whose times are kept. A step completes fewer prompts, and each step is read."""
+"""The number of compression times that are kept. The scheduler reads them after each step, and a
+step completes fewer prompts."""
 
 _MAGIC, _HITS, _MISSES, _SIZE, _NUM_COMPRESSIONS, _FIRST_TIME = range(6)
 NUM_BYTES = 8 * (_FIRST_TIME + CAPACITY)
 
 
 def table_path(vllm_config: VllmConfig) -> Path:
-    """Where the worker and the scheduler of one engine meet, and nobody else does.
+    """The path of the file that the worker and the scheduler of one engine share.
 
-    vLLM names each of its instances; a name of our own in `additional_config` would count as
-    another configuration, and vLLM would compile the model anew at each start.
+    The name has vLLM's instance id. A random name in `additional_config` would change the
+    configuration, and vLLM would compile the model again at each start.
     """
     rank = vllm_config.parallel_config.data_parallel_index
     return Path(tempfile.gettempdir()) / f"headkv-{vllm_config.instance_id}-{rank}"
 
 
 def worker_counts(vllm_config: VllmConfig) -> "WorkerCounts":
-    """The table that this worker writes to; nobody reads it unless it is the engine's first."""
+    """The table that this worker writes. The scheduler reads only that of the first worker."""
     is_first = get_pp_group().is_first_rank and get_tensor_model_parallel_rank() == 0
     return _own_counts(table_path(vllm_config) if is_first else None)
 
 
 @cache
 def _own_counts(path: Path | None) -> "WorkerCounts":
-    # Kept, because a worker may build its attention twice: to profile, and to serve.
+    # The result is cached, because a worker can build its attention twice: to profile and to serve.
     try:
         return WorkerCounts.create(path) if path else WorkerCounts.private()
     except OSError as error:
@@ -54,10 +55,10 @@ def _own_counts(path: Path | None) -> "WorkerCounts":
 
 
 class WorkerCounts:
-    """Signed 64-bit numbers in shared memory; one process writes them, another reads them.
+    """Signed 64-bit numbers in shared memory. One process writes them, another one reads them.
 
-    Numbers are stored one by one. Except for the allocation cache's size they only grow, so a
-    reader that comes in between gets the rest the next time. Times are in microseconds.
+    Numbers are written one by one. All but the allocation cache's size only grow, so a reader in
+    between gets the rest at its next read. Times are in microseconds.
     """
 
     def __init__(self, memory: mmap.mmap) -> None:
@@ -65,7 +66,7 @@ class WorkerCounts:
 
     @classmethod
     def create(cls, path: Path) -> Self:
-        """Make the file at `path`, for this user alone. Raises OSError, also when it exists."""
+        """Make the file at `path`, readable by this user only. Raises OSError if it exists."""
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
             os.ftruncate(file, NUM_BYTES)
@@ -77,14 +78,14 @@ class WorkerCounts:
 
     @classmethod
     def private(cls) -> Self:
-        """One that no other process can read."""
+        """A table that no other process can read."""
         return cls(mmap.mmap(-1, NUM_BYTES))
 
     @classmethod
     def open(cls, path: Path) -> Self | None:
         """Read the table that a worker of this user made at `path`, and remove the name.
 
-        None when there is none, or anything else is there.
+        None if there is no file, or if the file is not such a table.
         """
         try:
             file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -100,11 +101,11 @@ class WorkerCounts:
         return table if table._numbers[_MAGIC] == MAGIC else None
 
     def write_allocation_cache(self, hits: int, misses: int, size: int) -> None:
-        """hits, misses: since the worker began."""
+        """hits, misses: since the worker started."""
         self._numbers[_HITS], self._numbers[_MISSES], self._numbers[_SIZE] = hits, misses, size
 
     def add_compression(self, seconds: float) -> None:
-        """One more prompt was compressed."""
+        """Count one more compressed prompt."""
         done = self._numbers[_NUM_COMPRESSIONS]
         self._numbers[_FIRST_TIME + done % CAPACITY] = round(seconds * 1e6)
         self._numbers[_NUM_COMPRESSIONS] = done + 1

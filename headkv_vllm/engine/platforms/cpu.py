@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's CPU platform, which honours `--attention-backend headkv`."""
+"""vLLM's CPU platform with our backend for `--attention-backend headkv`."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from headkv_vllm.engine.platforms.platform import HeadKVPlatform, is_ours
 
 
 class HeadKVCpuPlatform(HeadKVPlatform, CpuPlatform):
-    """On vLLM's CPU attention kernels."""
+    """Uses vLLM's CPU attention kernels."""
 
     headkv_backend = CPU_BACKEND_PATH
     headkv_block_size = CPU_BLOCK_SIZE
@@ -21,7 +21,7 @@ class HeadKVCpuPlatform(HeadKVPlatform, CpuPlatform):
     def get_attn_backend_cls(
         cls, selected_backend: Any, attn_selector_config: Any, num_heads: int | None = None
     ) -> str:
-        """Stock vLLM takes no backend but its own on CPU, and ignores the flag."""
+        """Our backend if it is selected. Stock vLLM ignores the flag on CPU."""
         if is_ours(selected_backend):
             return cls.headkv_backend
         return super().get_attn_backend_cls(selected_backend, attn_selector_config, num_heads)

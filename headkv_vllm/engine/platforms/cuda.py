@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's platform of NVIDIA's GPUs, with our backends for `--attention-backend headkv`."""
+"""vLLM's platform for NVIDIA GPUs with our backends for `--attention-backend headkv`."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ from headkv_vllm.engine.platforms.platform import is_ours
 
 
 class HeadKVCudaPlatform(HeadKVGpuPlatform, CudaPlatform):  # type: ignore[misc, valid-type]
-    """On FlashAttention where that can read the prompts, else on our own kernels alone."""
+    """Uses FlashAttention for prompts if it supports the model, and otherwise our kernels only."""
 
     headkv_limits = replace(HeadKVGpuPlatform.headkv_limits, cache_dtypes=("fp8", "fp8_e4m3"))
 
@@ -22,7 +22,7 @@ class HeadKVCudaPlatform(HeadKVGpuPlatform, CudaPlatform):  # type: ignore[misc,
     def get_attn_backend_cls(
         cls, selected_backend: Any, attn_selector_config: Any, num_heads: int | None = None
     ) -> str:
-        """Raises ValueError with vLLM's reasons where none of our backends will do."""
+        """Raises ValueError with vLLM's reasons if none of our backends supports the model."""
         chosen: str = super().get_attn_backend_cls(
             selected_backend, attn_selector_config, num_heads
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What our platforms of GPUs have in common, whoever made them."""
+"""The common part of our GPU platforms."""
 
 from typing import ClassVar
 
@@ -9,11 +9,11 @@ from headkv_vllm.engine.platforms.platform import HeadKVPlatform
 
 
 class HeadKVGpuPlatform(HeadKVPlatform):
-    """On our own kernels.
+    """Uses our own kernels, which set the limits.
 
-    A step of single tokens is a decode there, so none may complete a prompt. A program holds all
-    of a window's queries of a KV head. vLLM's model runner V2 warms up with rows that have no
-    header of ours, which are short as long as drafts are few.
+    A step with one token of a request is a decode, so a single token must not complete a prompt.
+    One kernel program holds all queries of a window and a KV head. vLLM's model runner V2 warms up
+    with rows without our header, which are short enough only if there are few draft tokens.
     """
 
     headkv_backend = TRITON_BACKEND_PATH

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What our platforms do when `--attention-backend headkv` is given. Else they change nothing."""
+"""What our platforms do if `--attention-backend headkv` is given. Otherwise they change nothing."""
 
 import sys
 from types import TracebackType
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class HeadKVPlatform(Platform):
-    """Goes in front of a platform of vLLM's: our backend, KV-cache spec and scheduler on it.
+    """A mixin for vLLM's platforms that adds our backend, KV-cache spec and scheduler.
 
-    headkv_backend: the path of the backend that the flag stands for.
-    headkv_block_size: where the user has set none.
-    headkv_limits: what the backend can serve.
-    headkv_caution: a warning to those who serve on it, or None.
-    settings: those that the last engine configured in this process serves with; None when that
-        has another backend.
+    headkv_backend: the path of the backend class.
+    headkv_block_size: the default block size.
+    headkv_limits: the limits of the backend.
+    headkv_caution: a warning for users of this platform, or None.
+    settings: the settings of the last engine that was configured in this process, or None if that
+        engine has another backend.
     """
 
     headkv_backend: ClassVar[str]
@@ -38,7 +38,7 @@ class HeadKVPlatform(Platform):
     @classmethod
     @override
     def register_custom_kv_cache_specs(cls, vllm_config: "VllmConfig") -> None:
-        """Tell vLLM which manager serves our spec. It calls this after its own are known."""
+        """Register the manager of our KV-cache spec, after vLLM's own managers."""
         from vllm.v1.kv_cache_interface import FullAttentionSpec
         from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
@@ -52,13 +52,13 @@ class HeadKVPlatform(Platform):
     @classmethod
     @override
     def check_and_update_config(cls, vllm_config: "VllmConfig") -> None:
-        """Check the settings and the model, and set what our backend needs.
+        """Check the settings and the model, and configure vLLM for our backend.
 
-        Raises HeadKVError: one line that says what cannot be served.
+        Raises HeadKVError, one line that says what is not supported.
         """
         super().check_and_update_config(vllm_config)
         if not is_selected(vllm_config):
-            # vLLM makes configurations without a model now and then, which nobody serves with.
+            # vLLM also makes configurations without a model, which do not serve.
             if vllm_config.model_config is not None:
                 cls.settings = None
             return
@@ -71,7 +71,7 @@ class HeadKVPlatform(Platform):
     @classmethod
     @override
     def validate_request(cls, processed_inputs: Any, params: Any) -> None:
-        """Raises VLLMValidationError, which the client gets as 400, for bad arguments of ours."""
+        """Raises VLLMValidationError, HTTP 400 for the client, if our arguments are not allowed."""
         from headkv_vllm.engine.request_checks import check_request
 
         super().validate_request(processed_inputs, params)
@@ -79,15 +79,15 @@ class HeadKVPlatform(Platform):
 
     @classmethod
     def _prepare(cls, vllm_config: "VllmConfig") -> Settings | None:
-        """The settings to serve with; None for a configuration that is only a part of one."""
+        """The settings to serve with; None for the configuration of a submodel."""
         from headkv_vllm.engine.request_checks import check_early
         from headkv_vllm.engine.settings import read_settings, resolve_scores
 
         model_config, cache_config = vllm_config.model_config, vllm_config.cache_config
         if not cache_config.user_specified_block_size:
             cache_config.block_size = cls.headkv_block_size
-        # Models made of several have vLLM check a copy of this configuration for each part; the
-        # whole has been checked by then, and a part by itself may look like what we refuse.
+        # vLLM checks a copy of the configuration for each submodel of a model. The full model was
+        # checked before, and a submodel alone may look like an unsupported model.
         if model_config is None or model_config.is_submodel_config:
             return None
         settings = read_settings(vllm_config)
@@ -103,21 +103,21 @@ class HeadKVPlatform(Platform):
 
 
 def is_selected(vllm_config: "VllmConfig") -> bool:
-    """Whether the user asked for our backend, for all layers or for some."""
+    """Whether the user selected our backend, for all or some layers."""
     attention_config = vllm_config.attention_config
     chosen = (attention_config.backend, *attention_config.backend_per_kind.values())
     return any(is_ours(backend) for backend in chosen)
 
 
 def is_ours(backend: Any) -> bool:
-    """Whether one of the values of vLLM's flag, or None, is ours."""
+    """Whether `backend`, a value of vLLM's flag or None, is our backend."""
     return getattr(backend, "name", None) == BACKEND_NAME
 
 
 def _report_in_one_line() -> None:
-    """Let an error of ours that ends the process say its one line, and no traceback.
+    """Print a HeadKVError that ends the process as one line without a traceback.
 
-    Installed only when such an error is on its way; a program that catches it loses nothing.
+    The hook is installed when such an error is raised. A program that catches it is not affected.
     """
     show_others = sys.excepthook
 

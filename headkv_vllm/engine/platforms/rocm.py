@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's platform of AMD's GPUs, with our backend for `--attention-backend headkv`."""
+"""vLLM's platform for AMD GPUs with our backend for `--attention-backend headkv`."""
 
 from vllm.platforms.rocm import RocmPlatform
 
@@ -7,4 +7,4 @@ from headkv_vllm.engine.platforms.gpu import HeadKVGpuPlatform
 
 
 class HeadKVRocmPlatform(HeadKVGpuPlatform, RocmPlatform):
-    """On our own kernels alone."""
+    """Uses our own kernels only."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BABILong (arXiv 2406.10149): the facts of a bAbI story among the sentences of books."""
+"""BABILong (arXiv 2406.10149): facts of a bAbI story, hidden between the sentences of books."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from headkv_vllm.errors import SettingsError
 from headkv_vllm.evaluation.samples import Sample, Tokenizer
-from headkv_vllm.evaluation.tasks.arguments import check_numbers, draw
-from headkv_vllm.evaluation.tasks.files import find_file, read_rows
+from headkv_vllm.evaluation.tasks.files import draw, find_file, read_rows
+from headkv_vllm.evaluation.tasks.fitting import check_numbers
 
 MAX_NEW_TOKENS: Final = 20
 _ROOMS: Final = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
@@ -34,7 +34,7 @@ LABELS: Final[dict[str, tuple[str, ...]]] = {
 """All answers of each task."""
 
 
-class Row(BaseModel):
+class BABILongRow(BaseModel):
     """A row of the published files."""
 
     input: str
@@ -44,7 +44,7 @@ class Row(BaseModel):
 
 @dataclass(frozen=True)
 class BABILongTask:
-    """`babilong/qa1` to `babilong/qa20`; there is a file for each length, and no text is cut."""
+    """`babilong/qa1` to `babilong/qa20`. There is a file for each length. No text is cut."""
 
     kind: str
     metric: str = "labels"
@@ -57,21 +57,20 @@ class BABILongTask:
     def samples(
         self, n: int, length: int, seed: int, tokenizer: Tokenizer, data: Path | None = None
     ) -> Iterator[Sample]:
-        """See `Task`. `length` chooses the file: thousands of tokens, by GPT-2's tokenizer.
+        """See `Task`. `length` chooses the file; it is in thousands of GPT-2 tokens.
 
-        Raises:
-            SettingsError: `length` is neither whole thousands nor whole 1,024s.
-            SamplesError: the file is missing, or not as published.
+        Raises SettingsError when `length` is not a multiple of 1,000 or 1,024. Raises SamplesError
+        when the file is missing or not as published.
         """
         check_numbers(n, length, seed)
         size = _size(length)
         path = find_file(self.name, data, [f"{self.kind}/{size}.json", f"{size}/{self.kind}.json"])
-        rows = list(enumerate(read_rows(path, Row)))
+        rows = list(enumerate(read_rows(path, BABILongRow)))
         return (self._sample(f"{size}-{i}", row, length) for i, row in draw(rows, n, seed))
 
-    def _sample(self, name: str, row: Row, length: int) -> Sample:
+    def _sample(self, name: str, row: BABILongRow, length: int) -> Sample:
         question = row.question.strip()
-        # A label that the question names counts for nothing in the answer.
+        # A label in the question does not count in the answer.
         choices = tuple(c for c in LABELS[self.kind] if c.lower() not in question.lower())
         allowed = ", ".join(LABELS[self.kind])
         return Sample(

@@ -1,28 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmark files on this machine, in the formats that their authors publish."""
+"""Reads benchmark files on this machine, in the formats that their authors publish."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from headkv_vllm.errors import SamplesError, shown
+from headkv_vllm.errors import SamplesError, explain
 
+T = TypeVar("T")
 Row = TypeVar("Row", bound=BaseModel)
 
 
 def find_file(task: str, data: Path | None, names: Sequence[str]) -> Path:
-    """The first file of that name in the family's folder, in `data` there, or in `data` itself.
+    """The first file with one of `names` in the folder `data/FAMILY`, `data/FAMILY/data` or `data`.
 
-    Raises:
-        SamplesError: there is none; the message names the files looked for.
+    Raises SamplesError, which names all paths, if there is no such file.
     """
     family = task.partition("/")[0]
     if data is None:
         raise SamplesError(
-            f"task {task!r} reads a file: name the folder that has {family}/{names[0]} with --data"
+            f"task {task!r} reads a file: give the folder that has {family}/{names[0]} with --data"
         )
     places = [data / family / name for name in names]
     places += [data / family / "data" / name for name in names] + [data / name for name in names]
@@ -30,14 +31,13 @@ def find_file(task: str, data: Path | None, names: Sequence[str]) -> Path:
         if place.is_file():
             return place
     looked_for = ", ".join(map(str, places))
-    raise SamplesError(f"task {task!r} finds no data: put its file at one of {looked_for}")
+    raise SamplesError(f"task {task!r} has no data: put its file at one of {looked_for}")
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
-    """The rows of a JSON-lines file, or of a JSON file that holds a list of them.
+    """The rows of a JSON Lines file, or of a JSON file that contains a list of rows.
 
-    Raises:
-        SamplesError: the file cannot be read, has no rows, or a row is not as published.
+    Raises SamplesError when the file cannot be read or has no rows, or a row is not as published.
     """
     text = read_text(path)
     if text.lstrip().startswith("["):
@@ -51,7 +51,7 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
 
 
 def read_document(path: Path, kind: type[Row]) -> Row:
-    """A JSON file that is one object. Raises SamplesError when it is not as published."""
+    """The object in a JSON file. Raises SamplesError when it is not as published."""
     return validated(str(path), kind, _parse(path, 0, read_text(path)))
 
 
@@ -66,14 +66,11 @@ def read_text(path: Path) -> str:
 
 
 def validated(where: str, kind: type[Row], value: Any) -> Row:
-    """`value` as a `kind`. Raises SamplesError with `where` and the first thing that is wrong."""
+    """`value` as a `kind`. Raises SamplesError with `where` and the first problem."""
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        message = f"{where}: {field + ': ' if field else ''}{first['msg']}"
-        raise SamplesError(f"{message}, got {shown(first['input'])}") from None
+        raise SamplesError(f"{where}: {explain(error, kind, 'it')}") from None
 
 
 def _parse(path: Path, line: int, text: str) -> Any:
@@ -87,3 +84,9 @@ def _parse(path: Path, line: int, text: str) -> Any:
 def _listed(path: Path, value: Any) -> list[Any]:
     assert isinstance(value, list), path
     return value
+
+
+def draw(rows: Sequence[T], n: int, seed: int) -> list[T]:
+    """At most `n` rows, in an order that the seed gives. A lower `n` gives the first of them."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return [rows[i] for i in order[:n].tolist()]

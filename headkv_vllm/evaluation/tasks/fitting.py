@@ -1,28 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a prompt as long as it may be, by the tokenizer itself."""
+"""Makes prompts as long as allowed, as the tokenizer counts."""
 
 from collections.abc import Callable
 from typing import Final
 
+from headkv_vllm.errors import SettingsError
 from headkv_vllm.evaluation.samples import Tokenizer
 
 _FIRST_GUESS: Final = 64
 _MARGIN: Final = 1.05
-"""A guess a little too high closes the search from above at once."""
+"""A guess that is a little too high bounds the search from above at once."""
 
 
-def largest_fit(measure: Callable[[int], int], limit: int, most: int | None = None) -> int | None:
-    """The largest size of at most `most` with `measure(size) <= limit`; None when 0 does not fit.
+def largest_fit(
+    measure: Callable[[int], int], limit: int, max_size: int | None = None
+) -> int | None:
+    """The largest size up to `max_size` with `measure(size) <= limit`; None if 0 does not fit.
 
-    `measure` is to rise with the size, nearly in proportion: then a few calls are enough. Where it
-    does not quite rise, the size returned fits all the same.
+    `measure` should be nearly proportional to the size: then a few calls are enough. If `measure`
+    does not always rise, the returned size still fits.
     """
     low, low_measure = 0, measure(0)
     if low_measure > limit:
         return None
     high = _FIRST_GUESS
     while True:
-        high = high if most is None else min(high, most)
+        high = high if max_size is None else min(high, max_size)
         if high <= low:
             return low
         high_measure = measure(high)
@@ -35,7 +38,7 @@ def largest_fit(measure: Callable[[int], int], limit: int, most: int | None = No
 def _search(
     measure: Callable[[int], int], limit: int, low: tuple[int, int], high: tuple[int, int]
 ) -> int:
-    """Between `(size, measure)` that fits and one that does not."""
+    """Search between `low`, a `(size, measure)` that fits, and `high`, which does not."""
     halve = False
     while high[0] - low[0] > 1:
         part = (limit - low[1]) / (high[1] - low[1])
@@ -50,8 +53,8 @@ def _search(
 def cut_middle(context: str, question: str, length: int, tokenizer: Tokenizer) -> str | None:
     """`context` without its middle, so that the prompt has at most `length` tokens; 0: no limit.
 
-    None when the question alone is longer. The benchmarks do the same with texts that are too long
-    for a model: both ends are kept, as much of one as of the other.
+    None if the question alone is longer. The benchmarks do the same with texts that are too long
+    for a model: they keep equal parts of the start and the end.
     """
     if not length or len(tokenizer.encode(context + question)) <= length:
         return context
@@ -66,3 +69,10 @@ def cut_middle(context: str, question: str, length: int, tokenizer: Tokenizer) -
 
     size = largest_fit(measure, length, len(ids))
     return None if size is None else keep(size)
+
+
+def check_numbers(n: int, length: int, seed: int) -> None:
+    """Raises SettingsError when one of the numbers is below zero."""
+    for name, value in (("n", n), ("length", length), ("seed", seed)):
+        if value < 0:
+            raise SettingsError(f"{name} is {value}, allowed are integers from 0")

@@ -10,17 +10,16 @@ from pydantic import BaseModel, Field
 
 from headkv_vllm.errors import SamplesError
 from headkv_vllm.evaluation.samples import Sample, Tokenizer
-from headkv_vllm.evaluation.tasks.arguments import check_numbers, draw
-from headkv_vllm.evaluation.tasks.files import find_file, read_rows
-from headkv_vllm.evaluation.tasks.fitting import cut_middle
+from headkv_vllm.evaluation.tasks.files import draw, find_file, read_rows
+from headkv_vllm.evaluation.tasks.fitting import check_numbers, cut_middle
 
 FILES: Final = ("data.json", "data.jsonl", "longbench_v2.json", "longbench_v2.jsonl")
 LETTERS: Final = ("A", "B", "C", "D")
 MAX_NEW_TOKENS: Final = 128
 
 
-class Row(BaseModel):
-    """A question of the published file. Fields that are not used are not looked at."""
+class LongBenchV2Row(BaseModel):
+    """A question of the published file. Other fields are ignored."""
 
     id: str = Field(alias="_id")
     context: str
@@ -49,10 +48,10 @@ class LongBenchV2Task:
     ) -> Iterator[Sample]:
         """See `Task`."""
         check_numbers(n, length, seed)
-        rows = draw(read_rows(find_file(self.name, data, FILES), Row), n, seed)
+        rows = draw(read_rows(find_file(self.name, data, FILES), LongBenchV2Row), n, seed)
         return (self._sample(row, length, tokenizer) for row in rows)
 
-    def _sample(self, row: Row, length: int, tokenizer: Tokenizer) -> Sample:
+    def _sample(self, row: LongBenchV2Row, length: int, tokenizer: Tokenizer) -> Sample:
         question = _question(row)
         context = f"Read the text; a question about it follows.\n\n{row.context.strip()}"
         cut = cut_middle(context, question, length, tokenizer)
@@ -70,7 +69,7 @@ class LongBenchV2Task:
         )
 
 
-def _question(row: Row) -> str:
+def _question(row: LongBenchV2Row) -> str:
     choices = "\n".join(
         f"({letter}) {choice.strip()}" for letter, choice in zip(LETTERS, row.choices, strict=True)
     )

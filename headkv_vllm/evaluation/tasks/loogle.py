@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LooGLE (arXiv 2311.04939): questions about long documents, and their summaries.
 
-The authors report several measures of likeness; here questions are scored by token F1 and
-summaries by ROUGE-L.
+The authors report several metrics. Here token F1 scores questions and ROUGE-L scores summaries.
 """
 
 import ast
@@ -16,12 +15,11 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from headkv_vllm.errors import SamplesError
 from headkv_vllm.evaluation.samples import Sample, Tokenizer
-from headkv_vllm.evaluation.tasks.arguments import check_numbers, draw
-from headkv_vllm.evaluation.tasks.files import find_file, read_rows
-from headkv_vllm.evaluation.tasks.fitting import cut_middle
+from headkv_vllm.evaluation.tasks.files import draw, find_file, read_rows
+from headkv_vllm.evaluation.tasks.fitting import check_numbers, cut_middle
 
 
-class Question(BaseModel):
+class LooGLEQuestion(BaseModel):
     """A question and its answer."""
 
     q: str = Field(alias="Q")
@@ -29,7 +27,7 @@ class Question(BaseModel):
 
 
 def _pairs(value: Any) -> Any:
-    """The published files hold the list as text, in Python's or JSON's notation, or as "none"."""
+    """The list in a published file, which has it as Python or JSON text, or as "none"."""
     if not isinstance(value, str):
         return value
     if value.strip().lower() == "none":
@@ -42,18 +40,18 @@ def _pairs(value: Any) -> Any:
     return value
 
 
-class Row(BaseModel):
+class LooGLERow(BaseModel):
     """A document with its questions, or with its summary in `output`."""
 
     input: str
     title: str = ""
-    qa_pairs: Annotated[tuple[Question, ...], BeforeValidator(_pairs)] = ()
+    qa_pairs: Annotated[tuple[LooGLEQuestion, ...], BeforeValidator(_pairs)] = ()
     output: str = ""
 
 
 @dataclass(frozen=True)
 class LooGLETask:
-    """`loogle/<kind>`; each question is a sample of its own, with the whole document."""
+    """`loogle/<kind>`. Each question is a sample, with the whole document as its context."""
 
     kind: str
     metric: str
@@ -72,14 +70,14 @@ class LooGLETask:
         path = find_file(self.name, data, [f"{self.kind}.jsonl"])
         asked = [
             (f"{i}-{j}", row.input, question, answer)
-            for i, row in enumerate(read_rows(path, Row))
+            for i, row in enumerate(read_rows(path, LooGLERow))
             for j, (question, answer) in enumerate(self._questions(row))
         ]
         if not asked:
             raise SamplesError(f"{path} has no question with an answer")
         return (self._sample(*row, length, tokenizer) for row in draw(asked, n, seed))
 
-    def _questions(self, row: Row) -> list[tuple[str, str]]:
+    def _questions(self, row: LooGLERow) -> list[tuple[str, str]]:
         if self.kind == "longdep_summarization":
             return [("\n\nWrite a summary of the text.\nSummary:", row.output)]
         form = "\n\nAnswer the question from the text, briefly.\nQuestion: {}\nAnswer:"

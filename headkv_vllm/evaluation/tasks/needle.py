@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The needle model's own tasks, as it was trained on them."""
+"""The tasks that the needle model was trained on."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,20 +8,18 @@ from typing import Final
 
 from headkv_vllm.errors import SettingsError
 from headkv_vllm.evaluation.samples import Sample, Tokenizer
-from headkv_vllm.needle.tasks import TASKS, generate_samples
-from headkv_vllm.needle.tasks import Sample as NeedleSample
-from headkv_vllm.needle.tasks import Task as Kind
+from headkv_vllm.needle.tasks import TASKS, NeedleSample, NeedleTaskName, generate_samples
 from headkv_vllm.needle.vocabulary import ASK
 
 SPARE_TOKENS: Final = 4
-"""Room after the answer, so that an answer that goes on is seen to."""
+"""Tokens after the expected answer, so that the metric sees when an answer does not stop."""
 
 
 @dataclass(frozen=True)
 class NeedleTask:
-    """`needle/<kind>`; a sample may hold several questions, and its score is the share answered."""
+    """`needle/<kind>`. A sample may have several questions; its score is the share answered."""
 
-    kind: Kind
+    kind: NeedleTaskName
     metric: str = "needle"
 
     @property
@@ -55,7 +53,7 @@ class NeedleTask:
 
 
 def _depth(drawn: NeedleSample) -> float | None:
-    """Where the needle starts, as a part of the prompt; None where several are looked up."""
+    """The start of the needle as a part of the prompt, 0 to 1; None if there are several."""
     if len(drawn.spans) != 1:
         return None
     return drawn.spans[0][0] / drawn.num_tokens

@@ -3,7 +3,7 @@
 
 import random
 
-from headkv_vllm.needle.tasks import Sample, Task, generate_samples
+from headkv_vllm.needle.tasks import NeedleSample, NeedleTaskName, generate_samples
 from headkv_vllm.needle.vocabulary import BOS, SPECIAL_WORDS, TOKEN_IDS, WORDS
 from tests.engine.helpers.inside import TokenIds
 
@@ -14,12 +14,12 @@ def random_prompt(num_tokens: int, seed: int) -> TokenIds:
     return rng.choices(range(len(SPECIAL_WORDS), len(WORDS)), k=num_tokens)
 
 
-def token_ids(sample: Sample) -> TokenIds:
+def token_ids(sample: NeedleSample) -> TokenIds:
     """The prompt of `sample`, BOS in front."""
     return [TOKEN_IDS[BOS], *(TOKEN_IDS[word] for word in sample.prompt.split())]
 
 
-def needle_prompt(num_tokens: int, seed: int, task: Task = "multi-query") -> TokenIds:
+def needle_prompt(num_tokens: int, seed: int, task: NeedleTaskName = "multi-query") -> TokenIds:
     """A haystack with a question at its end."""
     (sample,) = generate_samples(task, num_tokens, 1, seed)
     return token_ids(sample)

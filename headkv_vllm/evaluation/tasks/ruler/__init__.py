@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RULER (arXiv 2404.06654): its thirteen tasks, generated here.
+"""RULER (arXiv 2404.06654): generates the thirteen tasks.
 
-Kinds, counts, answer lengths and metrics are the paper's and its code's; the words of prompts,
-the filler and the names are not, and a length is the prompt's alone, without the answer's tokens:
-numbers lie near published ones and are not the same.
+Kinds, counts, answer lengths and metrics are those of the paper and its code. The words of prompts,
+the filler and the names differ, and a length does not include the answer's tokens. So results are
+near published numbers, but not equal.
 """
 
 from typing import Final
 
-from headkv_vllm.evaluation.tasks.ruler.counting import draw_common_words, draw_frequent_words
+from headkv_vllm.evaluation.tasks.ruler.aggregation import draw_common_words, draw_frequent_words
 from headkv_vllm.evaluation.tasks.ruler.needles import NEEDLE_KINDS
-from headkv_vllm.evaluation.tasks.ruler.reading import RulerReadingTask
+from headkv_vllm.evaluation.tasks.ruler.question_answering import RulerReadingTask
 from headkv_vllm.evaluation.tasks.ruler.task import RulerTask
 from headkv_vllm.evaluation.tasks.ruler.tracing import draw_variables
 

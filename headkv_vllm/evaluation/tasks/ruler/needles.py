@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Needles in a haystack, of eight kinds."""
+"""RULER's eight needle-in-a-haystack tasks (niah)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,24 +8,27 @@ from typing import Final, Literal
 
 import numpy as np
 
-from headkv_vllm.evaluation.tasks.ruler import names
-from headkv_vllm.evaluation.tasks.ruler.draft import Draft
 from headkv_vllm.evaluation.tasks.ruler.filler import (
+    NUM_NAMES,
     Filler,
     Lines,
     Sentences,
+    names,
     noise,
+    numbers,
     prose,
     spread,
+    uuids,
 )
+from headkv_vllm.evaluation.tasks.ruler.task import UnsizedSample
 from headkv_vllm.scoring.haystack import Haystack
 
 
 @dataclass(frozen=True)
 class NeedleKind:
-    """What hides, how much of it, and in what.
+    """The needles of a task, their number, and the haystack.
 
-    filler: "needles" are other needles, with keys of their own.
+    filler: "needles" are other needles, with other keys.
     keys, values: names are words, codes are UUIDs.
     """
 
@@ -36,8 +39,8 @@ class NeedleKind:
     num_values: int = 1
     num_asked: int = 1
 
-    def draw(self, rng: np.random.Generator, haystack: Haystack, length: int) -> Draft:
-        """See `Drawer`. The first `num_asked` keys are asked for, each with all its values."""
+    def draw(self, rng: np.random.Generator, haystack: Haystack, length: int) -> UnsizedSample:
+        """See `DrawSample`. The question asks for all values of the first `num_asked` keys."""
         key_rng, value_rng, filler_rng = rng.spawn(3)
         source = self._source(key_rng, value_rng)
         needles = [next(source) for _ in range(self.num_keys)]
@@ -51,13 +54,13 @@ class NeedleKind:
         def context(size: int) -> str:
             return f"{self._head()}\n\n{between.join(spread(filler(size), statements, depths))}"
 
-        return Draft(
+        return UnsizedSample(
             context=context,
             question=question,
             answer_prefix=answer_prefix,
             answers=tuple(value for _, values in asked for value in values),
             depth=depths[0] if self.num_asked * self.num_values == 1 else None,
-            largest=names.NUM_NAMES - 1 if self._uses_up_names else None,
+            max_size=NUM_NAMES - 1 if self._uses_up_names else None,
         )
 
     @property
@@ -68,8 +71,8 @@ class NeedleKind:
         self, key_rng: np.random.Generator, value_rng: np.random.Generator
     ) -> Iterator[tuple[str, list[str]]]:
         """Needles: a key and its values."""
-        keys = names.names(key_rng) if self.keys == "names" else names.codes(key_rng)
-        values = names.codes if self.values == "codes" else names.numbers
+        keys = names(key_rng) if self.keys == "names" else uuids(key_rng)
+        values = uuids if self.values == "codes" else numbers
         drawn = values(value_rng)
         for key in keys:
             yield key, list(islice(drawn, self.num_values))
@@ -98,7 +101,7 @@ class NeedleKind:
         return [f"A secret {self._what} of {key} is {value}." for value in values]
 
     def _question(self, keys: list[str]) -> tuple[str, str]:
-        """The question, and how its answer begins."""
+        """The question, and the beginning of its answer."""
         asked = " and ".join([", ".join(keys[:-1]), keys[-1]] if len(keys) > 1 else keys)
         if self.num_asked * self.num_values == 1:
             return (
@@ -121,4 +124,4 @@ NEEDLE_KINDS: Final = {
     "niah_multivalue": NeedleKind(num_values=4),
     "niah_multiquery": NeedleKind(num_keys=4, num_asked=4),
 }
-"""The paper's eight; a haystack of needles makes the fifth and the sixth have many keys."""
+"""The eight tasks of the paper. The haystack of the fifth and the sixth consists of needles."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Variable tracking: which variables hold a value, by a chain of assignments."""
+"""RULER's variable tracking (vt): which variables have a value after a chain of assignments."""
 
 import string
 from collections.abc import Sequence
@@ -9,9 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from headkv_vllm.evaluation.tasks.ruler.draft import Draft
-from headkv_vllm.evaluation.tasks.ruler.filler import Sentences, noise, spread
-from headkv_vllm.evaluation.tasks.ruler.names import letters
+from headkv_vllm.evaluation.tasks.ruler.filler import Sentences, letters, noise, spread
+from headkv_vllm.evaluation.tasks.ruler.task import UnsizedSample
 from headkv_vllm.scoring.haystack import Haystack
 
 NUM_HOPS: Final = 4
@@ -21,7 +20,7 @@ EXAMPLE_WORDS: Final = 100
 
 @dataclass(frozen=True)
 class _Chain:
-    """Assignments in their order, and where they stand."""
+    """Assignments in their order, with their depths in the text."""
 
     value: str
     variables: tuple[str, ...]
@@ -44,8 +43,8 @@ class _Chain:
         return f" The variables that hold {self.value} are"
 
 
-def draw_variables(rng: np.random.Generator, haystack: Haystack, length: int) -> Draft:
-    """See `Drawer`. One chain of four hops, and a solved example before it, as in the paper."""
+def draw_variables(rng: np.random.Generator, haystack: Haystack, length: int) -> UnsizedSample:
+    """See `DrawSample`. One chain of four hops after a solved example, as in the paper."""
     names = letters(rng, string.ascii_uppercase, NAME_LENGTH)
     example, asked = (_draw_chain(rng, tuple(islice(names, NUM_HOPS + 1))) for _ in range(2))
     filler = Sentences(noise())
@@ -54,7 +53,7 @@ def draw_variables(rng: np.random.Generator, haystack: Haystack, length: int) ->
         f"{example.text(filler(EXAMPLE_WORDS))}{example.question}{example.answer_prefix}"
         f" {', '.join(example.variables)}."
     )
-    return Draft(
+    return UnsizedSample(
         context=lambda size: f"{head}\n\n{asked.text(filler(size))}",
         question=asked.question,
         answer_prefix=asked.answer_prefix,

@@ -55,7 +55,7 @@ POOLS: Final[dict[str, tuple[str, ...]]] = {
 
 
 class Values:
-    """Draws values of every kind, none of them twice so long as there is another."""
+    """Draws values of each kind. No value is repeated before the others are used up."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
@@ -79,7 +79,7 @@ class Values:
 
     def _made_up(self, kind: str) -> str:
         rng = self._rng
-        for _ in range(100):  # so often at most is a value of before turned down
+        for _ in range(100):  # after 100 tries a value may be repeated
             if kind == "person":
                 value = f"{self._one_of(_FIRST)} {self._one_of(_LAST)}"
             elif kind == "year":

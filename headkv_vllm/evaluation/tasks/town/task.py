@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`town/qa`: questions about a page on an invented town, several for each page."""
+"""`town/qa`: several questions about each page on an invented town."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,19 +10,18 @@ import numpy as np
 
 from headkv_vllm.errors import SettingsError
 from headkv_vllm.evaluation.samples import Sample, Tokenizer
-from headkv_vllm.evaluation.tasks.arguments import check_numbers
-from headkv_vllm.evaluation.tasks.fitting import largest_fit
+from headkv_vllm.evaluation.tasks.fitting import check_numbers, largest_fit
 from headkv_vllm.evaluation.tasks.town.page import draw_page, page_text
 
 QUESTIONS_PER_PAGE: Final = 5
 MAX_NEW_TOKENS: Final = 32
 TOKENS_PER_PARAGRAPH: Final = 40
-"""Fewer than any tokenizer makes of one, so that a page is drawn long enough."""
+"""Less than the tokens of any paragraph, so that the drawn page is long enough."""
 
 
 @dataclass(frozen=True)
 class TownTask:
-    """A coherent page that no model has read; made for chats, see `--chat`."""
+    """A coherent page that no model was trained on. It is made for chats, see `--chat`."""
 
     name: str = "town/qa"
     metric: str = "words_match"
@@ -30,7 +29,7 @@ class TownTask:
     def samples(
         self, n: int, length: int, seed: int, tokenizer: Tokenizer, data: Path | None = None
     ) -> Iterator[Sample]:
-        """See `Task`. Raises SettingsError where `length` has no room for a paragraph."""
+        """See `Task`. Raises SettingsError when `length` is too short for a paragraph."""
         check_numbers(n, length, seed)
         pages = -(-n // QUESTIONS_PER_PAGE)
         samples = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks a real server each question with more and less of the prompt kept, and shows the answers."""
+"""Asks a real server each question with several budgets, and shows the answers."""
 
 import re
 import textwrap
@@ -21,14 +21,14 @@ KEPT: Final[dict[str, dict[str, Any]]] = {
     "a quarter": {"headkv_keep_ratio": 0.25},
     "an eighth": {"headkv_keep_ratio": 0.125},
 }
-"""How much of the prompt is kept, and the request's own arguments that say so."""
+"""The kept part of the prompt, and the request arguments for it."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """text: what is shown. expected: what the answer must hold. prompt: the whole prompt.
+    """text: the question for people. expected: a right answer contains it. prompt: all of it.
 
-    chat: `prompt` is a user's message in a chat; otherwise it is a plain text that goes on.
+    chat: whether `prompt` is a user's message in a chat, or a plain text to complete.
     """
 
     text: str
@@ -44,7 +44,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request gave.
+    """The result of a request.
 
     cached: prompt tokens from the prefix cache.
     held: KV blocks of the prompt, after its compression.
@@ -133,7 +133,7 @@ def _stream(
 
 
 def _mib_per_block(server: ServerProcess) -> float:
-    """Of all layers and heads, as the server tells it."""
+    """MiB of a block, over all layers and heads."""
     config = httpx.get(f"{server.url}/v1/headkv/config").json()
     return float(config["block_bytes"]) / 2**20
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks an OpenAI-compatible server for the answers to prompts, several at a time."""
+"""A client of an OpenAI-compatible server that sends several prompts at a time."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -10,19 +10,18 @@ import openai
 from openai.types import Completion
 
 from headkv_vllm.engine.names import FORCED_TOKENS_CLASS
-from headkv_vllm.errors import shown
+from headkv_vllm.errors import EvaluationError, shown
 from headkv_vllm.evaluation.prompts import Prompt
-from headkv_vllm.evaluation.results import EvaluationError
 from headkv_vllm.evaluation.samples import Tokenizer
 from headkv_vllm.request_overrides import FORCED_TOKENS
 
 TIMEOUT: Final = 3600.0
-"""Seconds for one answer, waiting in the server's queue included."""
+"""Seconds for one answer, including the wait in the server's queue."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server said. text and num_output_tokens are without what was forced."""
+    """The server's answer. text and num_output_tokens do not include the forced tokens."""
 
     text: str
     num_prompt_tokens: int
@@ -31,16 +30,16 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Asking:
-    """One request. arguments: its `vllm_xargs`, which say how it is to be compressed."""
+class CompletionRequest:
+    """One request. arguments: its `vllm_xargs`, which say how the server compresses the prompt."""
 
     prompt: Prompt
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Asker:
-    """Asks the server at `url` (without `/v1`) for greedy completions of `model`.
+class CompletionClient:
+    """Gets greedy completions of `model` from the server at `url` (without `/v1`).
 
     question_agnostic: the prompt is the context alone, and the question follows as forced output.
     """
@@ -51,36 +50,38 @@ class Asker:
     concurrency: int = 8
     question_agnostic: bool = False
 
-    def ask_all(self, askings: Sequence[Asking], on_answer: Callable[[int, Answer], None]) -> None:
-        """Ask all, in their order; `on_answer` gets the place of each and its answer as it comes.
+    def complete_all(
+        self, requests: Sequence[CompletionRequest], on_answer: Callable[[int, Answer], None]
+    ) -> None:
+        """Send all requests in their order. `on_answer` gets the index and the answer of each.
 
-        Raises EvaluationError at the first that is not answered; answers that were under way are
-        dropped. Whatever `on_answer` raises ends it too.
+        Answers can arrive in another order. Raises EvaluationError for the first request that
+        fails, and what `on_answer` raises; unfinished requests are then cancelled.
         """
-        asyncio.run(self._ask_all(askings, on_answer))
+        asyncio.run(self._ask_all(requests, on_answer))
 
     async def _ask_all(
-        self, askings: Sequence[Asking], on_answer: Callable[[int, Answer], None]
+        self, requests: Sequence[CompletionRequest], on_answer: Callable[[int, Answer], None]
     ) -> None:
-        waiting = iter(enumerate(askings))
+        waiting = iter(enumerate(requests))
         client = openai.AsyncOpenAI(
             base_url=f"{self.url}/v1", api_key="none", timeout=TIMEOUT, max_retries=0
         )
 
         async def work() -> None:
-            for index, asking in waiting:
-                on_answer(index, await self._ask(client, asking))
+            for index, request in waiting:
+                on_answer(index, await self._complete(client, request))
 
         async with client:
             try:
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(min(self.concurrency, len(askings))):
+                    for _ in range(min(self.concurrency, len(requests))):
                         group.create_task(work())
             except* Exception as failures:
                 raise _first(failures) from None
 
-    async def _ask(self, client: openai.AsyncOpenAI, asking: Asking) -> Answer:
-        prompt = asking.prompt
+    async def _complete(self, client: openai.AsyncOpenAI, request: CompletionRequest) -> Answer:
+        prompt = request.prompt
         forced = prompt.question if self.question_agnostic else ()
         try:
             completion = await client.completions.create(
@@ -88,7 +89,7 @@ class Asker:
                 prompt=list(prompt.context if self.question_agnostic else prompt.ids),
                 max_tokens=len(forced) + prompt.sample.max_new_tokens,
                 temperature=0,
-                extra_body=_extra(forced, asking.arguments),
+                extra_body=_extra(forced, request.arguments),
             )
         except openai.OpenAIError as error:
             raise EvaluationError(_refusal(self.url, prompt, error)) from None
@@ -97,7 +98,7 @@ class Asker:
     def _answer(self, prompt: Prompt, forced: tuple[int, ...], completion: Completion) -> Answer:
         usage, choice = completion.usage, completion.choices[0]
         if usage is None:
-            raise EvaluationError(f"the server at {self.url} does not say how many tokens it read")
+            raise EvaluationError(f"the server at {self.url} sends no token counts (usage)")
         text = choice.text
         if forced:
             token_ids = getattr(choice, "token_ids", None) or []
@@ -108,11 +109,11 @@ class Asker:
     def _text_after_forced(
         self, prompt: Prompt, forced: tuple[int, ...], token_ids: list[int]
     ) -> str:
-        """The free part of the output, once its beginning is seen to be what was to be forced."""
+        """The output after the forced tokens. Raises EvaluationError if it lacks these tokens."""
         if tuple(token_ids[: len(forced)]) != forced:
             raise EvaluationError(
                 f"the server at {self.url} did not write the question of sample "
-                f"{shown(prompt.sample.id)} as told: --question-agnostic needs vllm serve "
+                f"{shown(prompt.sample.id)} first: --question-agnostic needs vllm serve "
                 f"--logits-processors {FORCED_TOKENS_CLASS}"
             )
         return str(self.tokenizer.decode(token_ids[len(forced) :], skip_special_tokens=True))
@@ -133,7 +134,8 @@ def served_model(url: str) -> str:
 
 
 def _extra(forced: tuple[int, ...], arguments: Mapping[str, Any]) -> dict[str, Any] | None:
-    """vLLM's additions to the request: none that another server would not know, unless needed."""
+    """vLLM's additions to the request body. None if they are not needed: other servers do not
+    know them."""
     if forced:
         arguments = {**arguments, FORCED_TOKENS: list(forced)}
     ids = {"return_token_ids": True} if forced else {}

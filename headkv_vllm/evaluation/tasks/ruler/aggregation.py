@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which words stand most often in a list (cwe), and in a coded text (fwe)."""
+"""RULER's aggregation tasks: the most common words of a list (cwe) and of a coded text (fwe)."""
 
 import string
 from collections.abc import Iterator, Sequence
@@ -8,29 +8,29 @@ from math import pi
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from headkv_vllm.evaluation.tasks.ruler.draft import Draft
-from headkv_vllm.evaluation.tasks.ruler.names import letters, names
+from headkv_vllm.arrays import FloatArray
+from headkv_vllm.evaluation.tasks.ruler.filler import letters, names
+from headkv_vllm.evaluation.tasks.ruler.task import UnsizedSample
 from headkv_vllm.scoring.haystack import Haystack
 
 NUM_COMMON: Final = 10
 LONG: Final = 4096
-"""From this many prompt tokens, words are repeated as often as in the paper."""
+"""In prompts of at least this many tokens, words are repeated as often as in the paper."""
 REPEATS: Final = {True: (30, 3), False: (6, 1)}
-"""Of common and uncommon words, in long and in short prompts."""
+"""Repeats of common and uncommon words, in long (True) and in short prompts."""
 EXAMPLE_REPEATS: Final = {True: (10, 3), False: (3, 1)}
 EXAMPLE_UNCOMMON: Final = {True: 30, False: 10}
 
 NUM_FREQUENT: Final = 3
 CODE_LENGTH: Final = 6
 NUM_CODES: Final = 1000
-FEWEST_CODES: Final = 80
-"""Words from which on the ranks asked for differ in number from the next rank."""
+MIN_CODES: Final = 80
+"""From this number of words on, the requested ranks have more words than the next rank."""
 
 
-def draw_common_words(rng: np.random.Generator, haystack: Haystack, length: int) -> Draft:
-    """See `Drawer`. Ten words stand more often than all others; a solved example is before it."""
+def draw_common_words(rng: np.random.Generator, haystack: Haystack, length: int) -> UnsizedSample:
+    """See `DrawSample`. Ten words are more frequent than all others, after a solved example."""
     is_long, source = length >= LONG, names(rng)
     example = list(islice(source, NUM_COMMON + EXAMPLE_UNCOMMON[is_long]))
     words = list(source)
@@ -44,18 +44,18 @@ def draw_common_words(rng: np.random.Generator, haystack: Haystack, length: int)
         listed = _numbered(words[: NUM_COMMON + size], REPEATS[is_long], keys)
         return f"{_COMMON_HEAD}\n\n{solved}\n\n{listed}"
 
-    return Draft(
+    return UnsizedSample(
         context=context,
         question=_COMMON_QUESTION,
         answer_prefix=_COMMON_PREFIX,
         answers=tuple(words[:NUM_COMMON]),
-        smallest=NUM_COMMON,
-        largest=len(words) - NUM_COMMON,
+        min_size=NUM_COMMON,
+        max_size=len(words) - NUM_COMMON,
     )
 
 
-def draw_frequent_words(rng: np.random.Generator, haystack: Haystack, length: int) -> Draft:
-    """See `Drawer`. Frequencies fall with the square of the rank; the first rank is dots."""
+def draw_frequent_words(rng: np.random.Generator, haystack: Haystack, length: int) -> UnsizedSample:
+    """See `DrawSample`. A frequency is proportional to 1 / rank²; dots have the first rank."""
     codes = list(islice(letters(rng, string.ascii_lowercase, CODE_LENGTH), NUM_CODES))
     order = int(rng.integers(2**32))
 
@@ -64,12 +64,12 @@ def draw_frequent_words(rng: np.random.Generator, haystack: Haystack, length: in
         shuffled = np.random.default_rng(order).permutation(len(words)).tolist()
         return f"{_FREQUENT_HEAD}\n\n{' '.join(words[i] for i in shuffled)}"
 
-    return Draft(
+    return UnsizedSample(
         context=context,
         question=_FREQUENT_QUESTION,
         answer_prefix=_FREQUENT_PREFIX,
         answers=tuple(codes[:NUM_FREQUENT]),
-        smallest=FEWEST_CODES,
+        min_size=MIN_CODES,
     )
 
 
@@ -89,8 +89,8 @@ _FREQUENT_QUESTION: Final = (
 _FREQUENT_PREFIX: Final = " The three most frequent coded words are:"
 
 
-def _numbered(words: Sequence[str], repeats: tuple[int, int], keys: npt.NDArray[np.float64]) -> str:
-    """The list, ordered by a key for each word and repeat; the first words are the common ones."""
+def _numbered(words: Sequence[str], repeats: tuple[int, int], keys: FloatArray) -> str:
+    """The list, ordered by one key for each word and repeat. The first words are common ones."""
     common, uncommon = repeats
     owners = [i for i in range(len(words)) for _ in range(common if i < NUM_COMMON else uncommon)]
     used = keys[:NUM_COMMON, :common].ravel(), keys[NUM_COMMON : len(words), :uncommon].ravel()
@@ -99,6 +99,6 @@ def _numbered(words: Sequence[str], repeats: tuple[int, int], keys: npt.NDArray[
 
 
 def _by_rank(words: Sequence[str], size: int) -> Iterator[str]:
-    """Each word as often as Zipf's law with exponent 2 wants among `size` words."""
+    """Each word as often as Zipf's law with exponent 2 gives among `size` words."""
     for rank, word in enumerate(words, 1):
         yield from [word] * int(size * 6 / (pi * rank) ** 2)

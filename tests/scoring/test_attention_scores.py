@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headkv_vllm.scoring.methods import (
+from headkv_vllm.scoring.attention_scores import (
     STEP_SCORES,
     evidence_score,
     retrieval_score,

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking a server over HTTP: what is sent, what is made of the answers, how failures look."""
+"""The client sends prompts over HTTP, reads answers, and reports failures."""
 
 from typing import Any
 
 import pytest
 
-from headkv_vllm.evaluation.asking import Asker, Asking, served_model
+from headkv_vllm.errors import EvaluationError
+from headkv_vllm.evaluation.client import CompletionClient, CompletionRequest, served_model
 from headkv_vllm.evaluation.prompts import Prompt
-from headkv_vllm.evaluation.results import EvaluationError
 from headkv_vllm.evaluation.samples import Sample
 from tests.evaluation.answering import answering, completion
 
@@ -19,23 +19,23 @@ class Letters:
         return "".join(map(chr, token_ids))
 
 
-def asking(name: str = "0", **arguments: Any) -> Asking:
+def asking(name: str = "0", **arguments: Any) -> CompletionRequest:
     """Its context is "text NAME", its question "?"."""
     text = f"text {name}?"
     sample = Sample(name, "a task", text[:-1], "?", ("answer",), 8, 0)
-    return Asking(Prompt(sample, tuple(map(ord, text)), len(text) - 1), arguments)
+    return CompletionRequest(Prompt(sample, tuple(map(ord, text)), len(text) - 1), arguments)
 
 
-def ask(url: str, askings: list[Asking], **options: Any) -> dict[int, Any]:
+def ask(url: str, requests: list[CompletionRequest], **options: Any) -> dict[int, Any]:
     answers: dict[int, Any] = {}
-    Asker(url, "m", Letters(), **options).ask_all(askings, answers.__setitem__)
+    CompletionClient(url, "m", Letters(), **options).complete_all(requests, answers.__setitem__)
     return answers
 
 
 def test_all_are_asked_greedily_and_no_more_at_a_time_than_allowed() -> None:
-    askings = [asking(str(i)) for i in range(9)]
+    requests = [asking(str(i)) for i in range(9)]
     with answering(lambda body: completion(Letters().decode(body["prompt"]).upper())) as server:
-        answers = ask(server.url, askings, concurrency=3)
+        answers = ask(server.url, requests, concurrency=3)
     assert sorted(answers) == list(range(9))
     for index, answer in answers.items():
         assert answer.text == f"TEXT {index}?"
@@ -47,10 +47,10 @@ def test_all_are_asked_greedily_and_no_more_at_a_time_than_allowed() -> None:
 
 
 def test_each_request_brings_its_own_compression() -> None:
-    askings = [asking("0", headkv_budget=64), asking("0", headkv_keep_ratio=0.5)]
+    requests = [asking("0", headkv_budget=64), asking("0", headkv_keep_ratio=0.5)]
     with answering(lambda _: completion("")) as server:
-        ask(server.url, askings, concurrency=1)
-    assert [body["vllm_xargs"] for body in server.bodies] == [one.arguments for one in askings]
+        ask(server.url, requests, concurrency=1)
+    assert [body["vllm_xargs"] for body in server.bodies] == [one.arguments for one in requests]
     assert server.bodies[0]["prompt"] == server.bodies[1]["prompt"]
 
 
@@ -95,7 +95,9 @@ def test_what_keeping_an_answer_raises_comes_through() -> None:
         answering(lambda _: completion("")) as server,
         pytest.raises(EvaluationError, match="no space"),
     ):
-        Asker(server.url, "m", Letters(), 2).ask_all([asking(str(i)) for i in range(4)], full)
+        CompletionClient(server.url, "m", Letters(), 2).complete_all(
+            [asking(str(i)) for i in range(4)], full
+        )
 
 
 def test_nothing_to_ask_asks_nothing() -> None:
