@@ -18,7 +18,6 @@ from typing import Annotated, Any, Final
 
 import torch
 import typer
-from headkv_vllm.scoring.methods import METHODS
 
 from benchmarks.harness.report import RESULTS, Out, Report, command_line
 from benchmarks.kept_answers import FloatArray, KeptAttention, ReadWindow
@@ -29,7 +28,7 @@ from headkv_vllm.evaluation.tasks import find_task
 from headkv_vllm.head_scores.file import read_score_file
 from headkv_vllm.head_scores.scores import fold_query_heads
 from headkv_vllm.scoring.answer_pass import ReadPrompt
-from headkv_vllm.scoring.attention_scores import FullAttention
+from headkv_vllm.scoring.attention_scores import METHODS, FullAttention
 from headkv_vllm.scoring.checkpoint import Checkpoint, load_checkpoint
 
 CHAT: Final = "chat/"
