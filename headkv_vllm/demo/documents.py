@@ -12,10 +12,10 @@ from headkv_vllm.resources import configs_dir
 
 DOCUMENT: Final = Path(__file__).with_name("document.txt")
 QUESTIONS: Final = {
-    "At what time does the ferry leave in the morning?": "7:40",
     "How many rooms does the Lantern House have?": "17",
     "How many children does the school have?": "23",
     "In which year was the church bell found?": "1956",
+    "How deep is the well?": "46",
 }
 """Each question with the text that its answer must contain. Only the page has it."""
 ASKED: Final = "Use the text above to answer this question: "
