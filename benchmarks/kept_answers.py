@@ -157,8 +157,8 @@ class KeptAttention:
         """See `Attend`."""
         prompt_key, prompt_value = self.prompt.layer(layer)
         logits = row_logits(query, prompt_key, key, scale)
-        # The first row is the prompt's last token. As in an engine, it is computed before the prompt
-        # is compressed, and always kept.
+        # The first row is the prompt's last token. As in an engine, it is computed before the
+        # prompt is compressed, and always kept.
         num_read = prompt_key.shape[1]
         dropped = ~self.kept[layer, :, :num_read].repeat_interleave(len(query) // len(key), 0)
         logits[:, 1:, :num_read].masked_fill_(dropped[:, None], float("-inf"))
