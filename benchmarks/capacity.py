@@ -120,8 +120,8 @@ def report(load: Load, counts: dict[SideName, Counts], command: str) -> Report:
         f"{load.num_requests} requests of {load.prompt_tokens:,} tokens, no two prompts alike, "
         f"{load.max_tokens} tokens generated; headkv keeps {load.keep_ratio:.3g} of each prompt. "
         f"The pool has {load.num_blocks:,} blocks of {BLOCK_SIZE} tokens on both sides: room "
-        f"for {load.pool_requests} requests of stock vLLM with {2 * BLOCK_SIZE} generated tokens. "
-        "A step computes at most one prompt, so one request is added per step until the pool is full."
+        f"for {load.pool_requests} stock requests that generate {2 * BLOCK_SIZE} tokens. A step "
+        "computes at most one prompt, so one request is added per step until the pool is full."
     )
     rows = [row(name, counts[name]) for name in SIDES]
     measured = bars(counts["headkv"], counts["stock"])

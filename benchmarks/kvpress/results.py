@@ -57,7 +57,7 @@ class Run:
         for result in self.results:
             number = result.kept_tokens
             if result.budget is not None and number is not None:
-                assert number == int(number), "blocks are dealt out to the last one"
+                assert number == int(number), "all blocks are allocated"
                 if number < result.num_prompt_tokens:
                     kept.setdefault(result.sample, {})[result.budget] = int(number)
         return kept
