@@ -209,7 +209,7 @@ def test_weights_tell_checkpoints_apart(copy: Callable[..., Path]) -> None:
     [
         (
             "no-such-model",
-            "'no-such-model': no such folder, not in the hub's cache, and the hub cannot",
+            "'no-such-model': no such folder, not in the hub's cache, and the",
         ),
         ("org/no-such-model", "'org/no-such-model': no such folder, not in the hub's cache"),
         ("./no/such/folder", "'./no/such/folder': no such folder, and not a valid name"),
