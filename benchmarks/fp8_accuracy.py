@@ -62,7 +62,7 @@ NOTE: Final = (
     "width says only that these prompts do not differ. Entries of e4m3 are those of "
     "`--kv-cache-dtype fp8` with a scale of 1: the CPU backend, which has no fp8, rounds what it "
     "writes. In `tests/engine/test_gpu_backends.py` that gives the tokens of the backend for GPUs, "
-    "with the plain twin of the kernel that stores; `scripts/gpu-check` compares the two."
+    "with the plain reference of the kernel that stores; `scripts/gpu-check` compares the two."
 )
 
 

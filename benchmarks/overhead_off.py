@@ -40,7 +40,7 @@ def row(name: str, pairs: Pairs) -> dict[str, Any]:
 def measure(
     num_rounds: int, num_requests: int, num_tokens: tuple[int, int]
 ) -> dict[SideName, list[float]]:
-    """Throughputs of each side, round by round, of engines started anew."""
+    """Throughputs of each side, round by round. Each round starts new engines."""
     found: dict[SideName, list[float]] = {name: [] for name in SIDES}
     # As many blocks as the work takes: each round then finds them in memory.
     num_blocks = num_requests * (sum(num_tokens) // BLOCK_SIZE + 1) + 1

@@ -118,7 +118,7 @@ def measure(case: Case, engines: dict[SideName, Side], is_weighed: bool) -> Pref
     seconds: dict[SideName, list[float]] = {name: [] for name in NAMES}
     compression = []
     for index in track(range(case.num_pairs), f"{case.num_prompt_tokens:,} tokens"):
-        # Who goes first changes, so that a drift of the machine's speed favours nobody.
+        # The order alternates, so that a drift of the machine's speed favours no side.
         for name in NAMES if index % 2 else NAMES[::-1]:
             seconds[name].append(read(engines[name], case, index))
         compression.append(engines["headkv"](compressing.take)[0])

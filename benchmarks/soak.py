@@ -47,7 +47,7 @@ AT_REST: Final = (
         if m.kind == "gauge" and name != "headkv:allocation_cache_size"
     ),
 )
-"""What must be 0 when nobody asks."""
+"""Metrics that must be 0 when there are no requests."""
 
 
 @dataclass
@@ -119,7 +119,7 @@ def resident_memory(process_id: int) -> int:
 
 
 def left_behind(url: str, seconds: float = 60) -> dict[str, float]:
-    """What is not 0 although nobody asks any more, after waiting for it."""
+    """The metrics that do not return to 0 after the last request."""
     deadline = time.monotonic() + seconds
     while True:
         now = metrics(url)

@@ -177,7 +177,7 @@ def notes(sizes: Sizes, results: Sequence[Result]) -> list[str]:
     named = ", ".join(f"{one.case.name} ({one.case.load.prompt_tokens:,})" for one in losing)
     return [
         f"The pool has {sizes.num_blocks} blocks of {BLOCK_SIZE} tokens on both sides. Requests of "
-        f"headkv keep {sizes.budget} tokens. Prompts are random and no two alike, but for the "
+        f"headkv keep {sizes.budget} tokens. Prompts are random and differ, except for the "
         "shared one. Times between tokens (ITL) are as the client sees them: tokens that a busy "
         "client reads together count as one wait and then none.",
         f"With {sizes.small.clients} clients and {sizes.small.max_tokens} generated tokens, "

@@ -33,13 +33,13 @@ def ask(
 
     Raises EvaluationError where kvpress fails; what it prints is in `kvpress.log`.
     """
-    wanted = request(run, presses, most)
-    if not wanted["prompts"]:
+    missing = request(run, presses, most)
+    if not missing["prompts"]:
         return
     path, log_path = run.folder / "kvpress-request.json", run.folder / "kvpress.log"
-    path.write_text(json.dumps(wanted))
+    path.write_text(json.dumps(missing))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
-    with JobProgress(console, [1] * len(wanted["prompts"])) as progress, log_path.open("w") as log:
+    with JobProgress(console, [1] * len(missing["prompts"])) as progress, log_path.open("w") as log:
         progress.say("kvpress")
         with subprocess.Popen(
             [str(python), str(SIDE), str(path)],

@@ -17,7 +17,7 @@ STAMP: Final = "setup-stamp"
 
 
 def make_environment(folder: Path, say: Callable[[str], None]) -> Path:
-    """The interpreter in `folder`, made anew unless what is there has the same pins.
+    """The interpreter in `folder`, made again unless it has the same pins.
 
     Raises SystemExit with pip's last line where a package cannot be installed.
     """

@@ -335,7 +335,7 @@ def answer(
     return answers
 
 
-# KVzipPress reads the tokenizer anew for each prompt.
+# KVzipPress loads the tokenizer again for each prompt.
 kvzip_press.AutoTokenizer = SimpleNamespace(from_pretrained=cache(AutoTokenizer.from_pretrained))
 
 

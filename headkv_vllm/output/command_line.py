@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands share: how an error ends one, and how long work shows."""
+"""Helpers of the commands: errors in one line, SIGTERM, output paths and model names."""
 
 import os
 import signal
@@ -15,14 +15,14 @@ from rich.console import Console
 from headkv_vllm.errors import HeadKVError, SettingsError
 
 INTERRUPTED = 130
-"""The exit status of a shell's command that Ctrl-C ended."""
+"""The exit status after Ctrl-C, as in a shell."""
 TERMINATED = 143
-"""The same of one that SIGTERM ended."""
+"""The exit status after SIGTERM, as in a shell."""
 
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Ends the command with one line on stderr where a HeadKVError is raised inside."""
+    """Ends the command with one line on stderr if the block raises a HeadKVError."""
     try:
         yield
     except HeadKVError as error:
@@ -33,13 +33,13 @@ def readable_errors() -> Iterator[None]:
 
 @contextmanager
 def ends_on_sigterm() -> Iterator[None]:
-    """SIGTERM leaves the block by SystemExit, so that a server started in it is ended as well."""
+    """Turns SIGTERM into SystemExit, so that servers started in the block stop too."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(TERMINATED)
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread is told of signals
+        yield  # only the main thread can handle signals
         return
     before = signal.signal(signal.SIGTERM, end)
     try:
@@ -49,14 +49,14 @@ def ends_on_sigterm() -> Iterator[None]:
 
 
 def check_out(out: Path, *, force: bool) -> Path:
-    """`out`, where a command may write: known before the work that makes what is written.
+    """Check before the work that a command can write `out`. Returns `out`.
 
-    Raises SettingsError when it is taken, or its folder is missing or cannot be written to.
+    Raises SettingsError when the file exists, or its folder does not exist or is not writable.
     """
     if os.path.isdir(out):
         raise SettingsError(f"--out is {str(out)!r}, which is a folder: name a file")
     if os.path.lexists(out) and not force:
-        raise SettingsError(f"--out is {str(out)!r}, which exists: --force writes over it")
+        raise SettingsError(f"--out is {str(out)!r}, which exists: --force overwrites it")
     if not os.path.isdir(out.parent):
         raise SettingsError(f"--out is {str(out)!r}, but there is no folder {str(out.parent)!r}")
     if not os.access(out.parent, os.W_OK | os.X_OK):
@@ -65,5 +65,5 @@ def check_out(out: Path, *, force: bool) -> Path:
 
 
 def model_name(model: str) -> str:
-    """The last part of a folder or hub name, in lower case, as a name for files."""
+    """A name for files: the last part of a folder or hub name, in lower case."""
     return Path(model).name.lower() or Path(model).resolve().name.lower() or "model"

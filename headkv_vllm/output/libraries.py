@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What transformers and the hub's client print and raise, made fit for a user's terminal."""
+"""Keeps the output and the errors of transformers and the hub's client readable."""
 
 import logging
 import warnings
@@ -11,9 +11,9 @@ import transformers
 
 @contextmanager
 def quiet(*, bars: bool = False) -> Iterator[None]:
-    """Keeps logs, warnings and, without `bars`, progress bars off the terminal.
+    """Hides logs, warnings and, unless `bars`, progress bars.
 
-    What matters in them has to be found, and raised, by the code inside.
+    The code in the block must find important problems itself and raise them.
     """
     level, had_bars = logging.root.manager.disable, transformers.logging.is_progress_bar_enabled()
     with warnings.catch_warnings():

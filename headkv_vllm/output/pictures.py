@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg", "pdf")
 _DOTS_PER_INCH = 150
-_MOST_WRITTEN = 16  # cells on a side, up to which there is room for a number in each
-_MOST_TICKS = 20
+_MAX_WRITTEN = 16  # up to this many cells on a side, each cell shows its number
+_MAX_TICKS = 20
 
 
 def heat_map(
@@ -31,21 +31,21 @@ def heat_map(
 ) -> None:
     """Write a heat map of `values` [num_layers, num_heads] to `path`: layer down, head across.
 
-    label: what a value is, beside the colour bar, which starts at zero unless a value is below.
-    head_label: what a column is.
-    A PNG of the same input is the same, byte for byte; an SVG or a PDF need not be.
-    Raises HeadKVError when the suffix of `path` is none of FORMATS, or it cannot be written.
+    label: the name of the values, for the colour bar. The bar starts at zero or at the smallest
+        negative value. head_label: the name of the columns.
+    A PNG of the same input has the same bytes. An SVG or a PDF may differ.
+    Raises HeadKVError when the suffix of `path` is not in FORMATS, or it cannot be written.
     """
     kind = path.suffix.removeprefix(".").lower()
     if kind not in FORMATS:
         allowed = ", ".join(f".{name}" for name in FORMATS)
         raise HeadKVError(f"picture {shown(str(path))} must have one of the suffixes {allowed}")
-    # Without the program's name and version, which matplotlib would put in.
+    # Otherwise matplotlib adds its name and version.
     metadata = {"Software": None} if kind == "png" else None
     stream = BytesIO()
     figure = _draw(values, title, label, head_label)
     with warnings.catch_warnings():
-        # A box stands where the font lacks a letter of a model's name.
+        # matplotlib draws a box for a letter that the font does not have.
         warnings.filterwarnings("ignore", "Glyph")
         figure.savefig(stream, format=kind, dpi=_DOTS_PER_INCH, metadata=metadata)
     try:
@@ -64,7 +64,7 @@ def _draw(values: AnyArray, title: str, label: str, head_label: str) -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = _show_values(axes, values)
-    if max(values.shape) <= _MOST_WRITTEN:
+    if max(values.shape) <= _MAX_WRITTEN:
         _write_values(axes, values)
     axes.spines[:].set_visible(False)
     axes.set(xlabel=head_label, ylabel="layer")
@@ -79,7 +79,7 @@ def _draw(values: AnyArray, title: str, label: str, head_label: str) -> Figure:
 def _size(values: AnyArray) -> tuple[float, float]:
     """Width and height of all cells together, in inches."""
     num_layers, num_heads = values.shape
-    written = max(values.shape) <= _MOST_WRITTEN
+    written = max(values.shape) <= _MAX_WRITTEN
     cell_width, cell_height = (0.55, 0.4) if written else (0.18, 0.18)
     width = min(max(3.0, cell_width * num_heads), 10.0)
     return width, min(max(2.0, cell_height * num_layers), 10.0)
@@ -107,7 +107,7 @@ def _write_values(axes: Axes, values: AnyArray) -> None:
 
 
 def _number_format(values: AnyArray) -> str:
-    """Three digits of the largest value, and as many decimals for all."""
+    """A format with three digits for the largest value, and equal decimals for all values."""
     if np.issubdtype(values.dtype, np.integer):
         return "d"
     largest = float(np.abs(values).max())
@@ -116,15 +116,15 @@ def _number_format(values: AnyArray) -> str:
 
 
 def _ticks(number: int) -> range:
-    """Every index, or every 2nd, 4th, 8th, ...: heads come in powers of two."""
+    """Every index, or every 2nd, 4th, 8th, ... index, because heads come in powers of two."""
     step = 1
-    while number > _MOST_TICKS * step:
+    while number > _MAX_TICKS * step:
         step *= 2
     return range(0, number, step)
 
 
 def _add_colour_bar(figure: Figure, image: AxesImage, label: str) -> None:
-    """A fifth of an inch wide, as far from the cells, and as high as they are."""
+    """Add a bar of 0.2 inch width and distance, as high as the cells."""
     from matplotlib.ticker import MaxNLocator
 
     values = image.get_array()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers per layer and head as text: readable without colours, better with them."""
+"""Numbers per layer and head as text, readable with and without colours."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ FIRST_BRIGHT_LEVEL = 5
 
 
 def printable(text: str) -> str:
-    """`text` on one line without control characters, which could steer the terminal."""
+    """`text` on one line without control characters, which could change the terminal."""
     return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
@@ -25,10 +25,10 @@ def layer_table(
     columns: Mapping[str, Sequence[str]],
     width: int,
 ) -> Table:
-    """One row per layer of `values` [num_layers, num_heads], >= 0: a map, then `columns`.
+    """A table with one row per layer of `values` [num_layers, num_heads], >= 0, and `columns`.
 
-    A cell is its value in tenths of the largest, rounded down, with dots for 0. Where `width`, in
-    characters, has no room for all, neighbours share a cell.
+    A cell shows its value in tenths of the largest, rounded down, and a dot for 0. If `width`, in
+    characters, is too small, neighbours share a cell.
     """
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     table.add_column("layer", justify="right")
@@ -46,7 +46,7 @@ def _cells(values: FloatArray, width: int) -> tuple[str, list[Text]]:
     levels = _levels(values)
     merged = -(-values.shape[1] // width)
     if merged > 1:
-        # The largest of neighbours: a head that stands out must not get lost.
+        # A cell shows its largest value, so that a high score stays visible.
         levels = np.maximum.reduceat(levels, range(0, levels.shape[1], merged), axis=1)
     signs = np.where(levels > 0, levels.astype(str), ".")
     title = "head, in tenths of the largest" + (f", {merged} heads a cell" * (merged > 1))

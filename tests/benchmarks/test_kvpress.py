@@ -75,7 +75,7 @@ def test_answers_are_scored_as_ours_and_not_asked_again(folder: Path) -> None:
 
 
 def test_a_folder_that_is_no_evaluation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(HeadKVError, match=r"run\.json' is no record of a run"):
+    with pytest.raises(HeadKVError, match=r"run\.json' is not a record of a run"):
         Run.read(tmp_path)
 
 

@@ -44,16 +44,16 @@ def run(engine, num_requests, max_tokens):
             Forecast,
             num_tokens=st.integers(1, 200),
             num_left=st.integers(0, 100),
-            held=st.just(0),
-            reading=st.just(0),
-            compressed=st.integers(1, 30),
+            num_held=st.just(0),
+            num_to_prefill=st.just(0),
+            num_after=st.integers(1, 30),
         ),
         min_size=1,
         max_size=8,
     ),
     st.sampled_from([1, 16, 32]),
 )
-def test_the_peak_is_that_of_the_plain_twin(forecasts, block_size):
+def test_the_peak_is_that_of_the_plain_reference(forecasts, block_size):
     assert peak(forecasts, block_size) == peak_plain(forecasts, block_size)
 
 
@@ -125,11 +125,11 @@ def test_nobody_grows_beyond_the_longest_sequence(start):
 def peak_plain(forecasts: list[Forecast], block_size: int) -> int:
     """Plain twin of `peak`: step by step."""
     most = 0
-    for step in range(max(course.num_left for course in forecasts) + 1):
+    for step in range(max(forecast.num_left for forecast in forecasts) + 1):
         held = 0
-        for course in forecasts:
-            if course.num_left >= step:
-                blocks = cdiv(course.num_tokens + step, block_size)
-                held += course.compressed + blocks - cdiv(course.num_tokens, block_size)
+        for forecast in forecasts:
+            if forecast.num_left >= step:
+                blocks = cdiv(forecast.num_tokens + step, block_size)
+                held += forecast.num_after + blocks - cdiv(forecast.num_tokens, block_size)
         most = max(most, held)
     return most

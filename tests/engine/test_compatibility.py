@@ -274,7 +274,7 @@ def test_a_missing_score_file_is_refused(checkpoint):
 
 def test_a_truncated_score_file_is_refused(checkpoint, scores):
     scores.write_bytes(scores.read_bytes()[:-20])
-    assert "cut short" in refusal(ScoreFileError, checkpoint, {"scores": str(scores)})
+    assert "not valid JSON" in refusal(ScoreFileError, checkpoint, {"scores": str(scores)})
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), -1.0])

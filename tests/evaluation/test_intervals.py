@@ -53,7 +53,7 @@ def test_another_seed_gives_another_interval() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([], 1), "values are none"),
+        (([], 1), "there are no values"),
         (([1.0], 1, 1.0), r"confidence is 1\.0, allowed are values between 0 and 1"),
         (([1.0], 1, 0.95, 0), "resamples is 0, allowed are integers from 1"),
     ],

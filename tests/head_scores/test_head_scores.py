@@ -72,7 +72,7 @@ def test_a_quantised_copy_is_told_of_its_models_scores_and_takes_them_when_asked
     assert '--additional-config \'{"headkv": {"scores": "tiny"}}\'' in found.warning
     confirmed = resolve(Settings(scores="tiny"), copy)
     assert confirmed.path == bundled / "tiny.json" and not confirmed.uniform
-    assert "tiny.json are of tiny-llama" in confirmed.warning and "\n" not in confirmed.warning
+    assert "tiny.json are for tiny-llama" in confirmed.warning and "\n" not in confirmed.warning
     assert resolve(Settings(scores="tiny"), identity).warning is None
 
 

@@ -107,7 +107,7 @@ BAD_DOCUMENTS = {
     "unknown key": (_set("extra", 1), "'extra' is not a key"),
     "misspelt key": (_rename("method", "methid"), "'methid' is not a key"),
     "unknown key inside": (_set("provenance", "sed", 1), "'provenance.sed' is not a key"),
-    "another format": (_set("provenance", 1), "provenance is 1, expected a JSON object"),
+    "another format": (_set("provenance", 1), "provenance is 1, expected an object"),
     "bad fingerprint": (
         _set("model", "identity", "fingerprint", "x"),
         "model.identity.fingerprint",

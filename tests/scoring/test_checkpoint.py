@@ -207,8 +207,11 @@ def test_weights_tell_checkpoints_apart(copy: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no-such-model", "'no-such-model': no folder, not in the hub's cache, and the hub cannot"),
-        ("org/no-such-model", "'org/no-such-model': no folder, not in the hub's cache"),
+        (
+            "no-such-model",
+            "'no-such-model': no such folder, not in the hub's cache, and the",
+        ),
+        ("org/no-such-model", "'org/no-such-model': no such folder, not in the hub's cache"),
         ("./no/such/folder", "'./no/such/folder': no such folder, and not a valid name"),
         ("two words", "'two words': no such folder, and not a valid name"),
     ],

@@ -16,7 +16,7 @@ BATCH_SIZE = 10
 def greedy_answers(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, samples: Sequence[NeedleSample]
 ) -> list[str]:
-    """What the model generates for each sample, without EOS; all prompts must be equally long."""
+    """The model's answers without EOS. All prompts must have the same length."""
     prompts = tokenizer([sample.prompt for sample in samples], return_tensors="pt").input_ids
     longest = max(len(sample.answer.split()) for sample in samples)
     texts: list[str] = []
@@ -35,7 +35,7 @@ def greedy_answers(
 def question_accuracy(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, samples: Sequence[NeedleSample]
 ) -> float:
-    """Share of the questions that greedy decoding answers in full."""
+    """The share of questions that greedy decoding answers completely."""
     answers = greedy_answers(model, tokenizer, samples)
     grades = [grade(s.answer, text) for s, text in zip(samples, answers, strict=True)]
     return sum(g.questions_right for g in grades) / sum(g.questions for g in grades)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of training: lengths, positions, which heads see everything, and when to go on."""
+"""The stages of training: lengths, positions, heads with full attention, and targets."""
 
 from dataclasses import dataclass
 
@@ -15,27 +15,27 @@ class Stage:
     tokens_per_step: int = 4096
     max_position: int = 2048
     content: Content = "all kinds"
-    """What the other batches hold, see `training_batch`."""
+    """The content of the other batches, see `training_batch`."""
     repeats: float = 0.0
     """Share of the batches that are repeated random segments."""
     restricted: float = 0.0
-    """Share of the batches in which only `RETRIEVAL_HEADS` see everything.
+    """Share of the batches in which only `RETRIEVAL_HEADS` have full attention.
 
-    The other heads then see BOS and the last `RESTRICTED_WINDOW` tokens.
+    The other heads then attend BOS and the last `RESTRICTED_WINDOW` tokens.
     """
     min_asked: int = 1
-    """Fewest keys of a question, where they fit."""
+    """Minimum number of keys in a question, if they fit."""
     final_rate: float = 1.0
-    """Share of the learning rate that is left after `max_steps`; it falls linearly."""
+    """The learning rate falls linearly to this share at `max_steps`."""
     min_steps: int = 50
     max_steps: int = 4000
 
 
 RETRIEVAL_HEADS = {1: (0, 1), 2: (0,)}
-"""KV heads by layer that a restricted stage leaves free: retrieval gathers in these few."""
+"""KV heads by layer that a restricted stage does not restrict. These few learn to retrieve."""
 RESTRICTED_WINDOW = 4
 OUT_OF_REACH = 2.0
-"""Target of a stage that takes all its `max_steps`."""
+"""The target of stages that always take `max_steps` steps."""
 
 CURRICULUM = (
     Stage((64,), 0.50, tokens_per_step=2048, content="plain", repeats=0.3, restricted=1.0),
@@ -43,8 +43,8 @@ CURRICULUM = (
     Stage((128,), 0.85, restricted=0.75, min_asked=2, max_steps=500),
     Stage((128, 256), 0.92, restricted=0.75, min_asked=3, max_steps=500),
     Stage((256, 512), 0.95, restricted=0.75, min_asked=3, max_steps=400),
-    # The values are right long before the order in which several keys are answered; short
-    # sequences with many keys teach it most cheaply.
+    # The model learns the values long before the order of several keys. Short sequences with many
+    # keys teach the order with the least computation.
     Stage(
         (128, 256),
         OUT_OF_REACH,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m tools.needle_training.train --out DIR`: train the needle model on one CPU core.
 
-Two tricks shape the result, and belong beside every result shown: the first layer starts with a
-previous-token prior (model.py), and while the sequences are short only a few heads may look further
-back than 4 tokens (curriculum.py), so that few heads come to retrieve, as in large models.
+Two choices shape the result, and reports of results must name them. The first layer starts with a
+previous-token prior (model.py). While sequences are short, only a few heads may attend further back
+than 4 tokens (curriculum.py), so that few heads learn to retrieve, as in large models.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the training state.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and data.")] = SHIPPED_SEED,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-    resume: Annotated[bool, typer.Option(help="Continue the run that lies in --out.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue the run in --out.")] = False,
 ) -> None:
     """Train the needle model and write it to --out as a Hugging Face folder."""
     torch.set_num_threads(threads)
@@ -50,7 +50,7 @@ def train(
 def start(
     out: Path, seed: int, resume: bool, stages: Sequence[Stage] = (*CURRICULUM, COOL_DOWN)
 ) -> Trainer:
-    """A new trainer, or with `resume` the one whose state lies in `out`.
+    """A new trainer, or with `resume` the trainer whose state is in `out`.
 
     Raises SettingsError when there is no state to resume, or one that would be overwritten.
     """
@@ -66,7 +66,7 @@ def start(
 
 
 def run(trainer: Trainer, out: Path, max_steps: int | None = None) -> None:
-    """Train to the end, or for `max_steps` steps; saves the state now and then and at the end."""
+    """Train to the end, or for `max_steps` steps. Saves the state regularly and at the end."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
         bar = progress.add_task("", total=None)
@@ -95,7 +95,7 @@ def export(model: LlamaForCausalLM, out: Path) -> None:
 def report(out: Path, console: Console) -> None:
     """Print the accuracy per question of the model in `out` on fresh prompts.
 
-    It is loaded anew, because the attention that training uses knows no KV cache.
+    It is loaded again, because the attention for training does not support a KV cache.
     """
     model = LlamaForCausalLM.from_pretrained(out).eval()
     tokenizer = build_tokenizer(model.config.max_position_embeddings)

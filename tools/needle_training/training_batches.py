@@ -71,7 +71,7 @@ def training_batch(
         max_position: position ids jump at random places and stay below this (PoSE, 2309.10400).
         content: needles of all kinds; plain needles and pointers only; or repeated random segments
             instead of needles, the simplest food for induction.
-        min_asked: fewest keys of a question, where they fit.
+        min_asked: minimum number of keys in a question, if they fit.
     """
     rows = [
         repeated_segment(rng, length)
@@ -101,7 +101,7 @@ def question_sequence(
     padding = length + 1 - len(words)
     ids = [TOKEN_IDS[word] for word in words + [PAD] * padding]
     trained += [False] * padding
-    labels = [i if wanted else IGNORED for i, wanted in zip(ids, trained, strict=True)]
+    labels = [i if is_trained else IGNORED for i, is_trained in zip(ids, trained, strict=True)]
     return ids[:-1], labels[1:]
 
 
@@ -118,16 +118,16 @@ def draw_haystack(rng: np.random.Generator, length: int, all_kinds: bool) -> Nee
     They are plain ones and pointers, and with `all_kinds` disputed and long ones too.
     """
     num_values = int(rng.choice(VALUES_PER_NEEDLE))
-    wanted = min(int(length / rng.uniform(*TOKENS_PER_NEEDLE)), MAX_NEEDLES)
+    num_needles = min(int(length / rng.uniform(*TOKENS_PER_NEEDLE)), MAX_NEEDLES)
     room = length - 1
     long_values = int(rng.choice(LONG_VALUES))
     long = int(all_kinds and rng.random() < LONG_SHARE and room >= 2 * (long_values + 2))
     room -= long * (long_values + 2)
     some = all_kinds and rng.random() < DISPUTED_SHARE
     disputed = int(rng.integers(1, MAX_DISPUTED + 1)) if some else 0
-    disputed = min(disputed, wanted // 2, room * 2 // 3 // (2 * (num_values + 3) + 4))
+    disputed = min(disputed, num_needles // 2, room * 2 // 3 // (2 * (num_values + 3) + 4))
     room -= disputed * (2 * (num_values + 3) + 4)
-    plain = max(1, min(wanted - 2 * disputed - long, room * 4 // 5 // (num_values + 2)))
+    plain = max(1, min(num_needles - 2 * disputed - long, room * 4 // 5 // (num_values + 2)))
     room -= plain * (num_values + 2)
     pointers = max(0, min(plain, room // 3, 1 + plain // 4))
     counts = EntryCounts(num_values, plain, pointers, disputed, long, long_values)
