@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from pydantic import TypeAdapter
 
@@ -14,6 +15,7 @@ from headkv_vllm.head_scores.checkpoint_folder import find_checkpoint_folder
 from headkv_vllm.output.libraries import one_line, quiet
 
 PROMPTS_FILE = "prompts.jsonl"
+PROBE: Final = "<the user's message>"
 TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
@@ -89,8 +91,14 @@ class PromptFormat:
             return sample.prompt, len(sample.context)
         # Many templates strip a message.
         context = sample.context.lstrip()
-        messages = [{"role": "user", "content": context + sample.question}]
         prefix = sample.answer_prefix.strip()
+        # A short context may also stand in the template, so a text that cannot finds the place.
+        start = self._chat(PROBE, prefix).index(PROBE)
+        return self._chat(context + sample.question, prefix), start + len(context)
+
+    def _chat(self, content: str, prefix: str) -> str:
+        """A chat in which the user says `content`, up to the answer, which begins with `prefix`."""
+        messages = [{"role": "user", "content": content}]
         if prefix:
             messages.append({"role": "assistant", "content": prefix})
         text: str = self.tokenizer.apply_chat_template(
@@ -99,7 +107,7 @@ class PromptFormat:
             add_generation_prompt=not prefix,
             continue_final_message=bool(prefix),
         )
-        return text, text.index(context) + len(context) if context else 0
+        return text
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=special)

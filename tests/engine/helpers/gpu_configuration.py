@@ -22,6 +22,7 @@ from headkv_vllm.engine.names import PLATFORM_PATHS
 ASKED = json.load(sys.stdin)
 CAPABILITY = DeviceCapability(*ASKED["capability"])
 COMPILED = {
+    "vllm._C": (),  # of the CPU build, where it needs instructions that not all CPUs have
     "vllm._C_stable_libtorch": (),
     "vllm.vllm_flash_attn": (
         "compile_flash_attn_varlen_func_from_specs",
