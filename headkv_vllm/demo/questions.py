@@ -39,7 +39,8 @@ class Question:
 
     def is_answered_by(self, text: str) -> bool:
         """Whether `expected` stands in `text` as whole words, in any case."""
-        return bool(re.search(rf"\b{re.escape(self.expected)}\b", text, re.IGNORECASE))
+        words = rf"(?<!\w){re.escape(self.expected)}(?!\w)"
+        return bool(re.search(words, text, re.IGNORECASE))
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def test_interrupted_and_resumed_is_uninterrupted(complete, samples, tmp_path):
     kept = len(Journal.beside(out).read_bytes().splitlines()) - 1
     assert 0 < kept < 48
     done = headkv(*score(out, samples))
-    assert done.exit_code == 0 and f"going on after {kept} samples" in done.output
+    assert done.exit_code == 0 and f"continuing after {kept} samples" in done.output
     assert out.read_bytes() == complete.read_bytes()
     assert not Journal.beside(out).exists()
 
