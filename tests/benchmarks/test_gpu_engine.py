@@ -24,7 +24,8 @@ def test_every_row_is_measured() -> None:
         max_num_batched_tokens=1024,
     )
     told = []
-    found = measure(sizes, lambda name, value: told.append(name), enforce_eager=True)
+    on_cpu = {"enforce_eager": True, "dtype": "float32", "block_size": 32}
+    found = measure(sizes, lambda name, value: told.append(name), **on_cpu)
     assert len(told) == 7
     assert from_json(json.loads(json.dumps(asdict(found)))) == found
     assert len(bars(sizes, found)) == 5 and all(bar.value for bar in bars(sizes, found))
