@@ -154,6 +154,7 @@ def test_a_step_with_prompts_that_flash_attention_reads(
         launches.append("flash_attn_varlen_func")
 
     monkeypatch.setattr(fa_utils, "flash_attn_varlen_func", read, raising=False)
+    monkeypatch.setattr(fa_utils, "get_flash_attn_version", lambda head_size: 3)
     made = builder(HeadKVFlashAttentionMetadataBuilder, HeadKVFlashAttentionImpl)
     metadata = made.build(0, step([1, 30, 1, 8]))
     assert forward(made, metadata).shape == (40, 4, HEAD_SIZE)

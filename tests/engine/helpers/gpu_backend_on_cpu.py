@@ -46,6 +46,7 @@ if BACKEND != "cpu":
     limits = HeadKVGpuPlatform.headkv_limits
     HeadKVCpuPlatform.headkv_limits = replace(limits, cache_dtypes=("fp8",))
     fa_utils.flash_attn_varlen_func = flash_attn_varlen_func_plain
+    fa_utils.get_flash_attn_version = lambda **_: 3
 
 
 def answers(llm: LLM, requests: list[Any], num_steps: int) -> list[list[int]]:

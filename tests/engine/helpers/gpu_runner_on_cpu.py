@@ -35,7 +35,7 @@ def install() -> None:
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.cpu_worker import CPUWorker
 
-    from tests.engine import recorded_graph
+    from tests.engine.helpers import recorded_graph
 
     recorded_graph.install()
     torch.cuda.Event = _Event  # type: ignore[misc, assignment]
