@@ -23,7 +23,7 @@ from tests.engine.helpers.server import Server, wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-SETTINGS = {"budget": 128}
+SETTINGS = {"budget": 128, "pooling": "max", "kernel_size": 7}
 BLOCK_SIZE = 16
 MAX_MODEL_LEN = 8192
 NUM_TOKENS = 1024

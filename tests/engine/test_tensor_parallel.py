@@ -14,6 +14,7 @@ from tests.engine.conftest import COMMON, Engines
 from tests.engine.helpers import inside
 
 BUDGET = 128
+SHORT_NEEDLES = {"pooling": "max", "kernel_size": 7}
 
 
 @pytest.mark.parametrize(
@@ -62,12 +63,12 @@ def texts(llm: Any, prompts: list[str], max_tokens: int) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_ranks_answer_from_their_own_head_blocks(engines: Engines) -> None:
-    one = engines.headkv({"budget": BUDGET})
+    one = engines.headkv({"budget": BUDGET, **SHORT_NEEDLES})
     two = EngineProcess(
         {"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
         **{"model": str(checkpoint_path()), **COMMON},
         attention_backend="HEADKV",
-        additional_config={"headkv": {"budget": 2 * BUDGET}},
+        additional_config={"headkv": {"budget": 2 * BUDGET, **SHORT_NEEDLES}},
         tensor_parallel_size=2,
     )
     try:

@@ -33,11 +33,13 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
 N, TOKENS, BUDGET, RATIO = 4, 512, 128, 0.1
 TASKS = ("needle/single", "needle/multi-query")
+SETTINGS = {"pooling": "max", "kernel_size": 7}
+"""The needles of this model are shorter than the answers of a language model."""
 COMMAND = [
     *(sys.executable, "-c", "from headkv_vllm.cli.main import app; app()", "eval"),
     *(str(checkpoint_path()), "--lengths", str(TOKENS), "-n", str(N), "--seed", "2"),
     *("--budgets", f"{BUDGET},{RATIO}", "--dtype", "float32", "--max-model-len", "1024"),
-    *("--serve-args", "--enforce-eager --max-num-seqs 8"),
+    *("--serve-args", "--enforce-eager --max-num-seqs 8", "--settings", json.dumps(SETTINGS)),
 ]
 
 
@@ -89,7 +91,7 @@ class TestTwoServers:
     def test_answers_are_those_of_an_engine_for_each_cell(
         self, out: Path, policy: str, budget: int | float
     ) -> None:
-        settings = CellCompression(policy, budget).settings({}).model_dump(exclude_none=True)
+        settings = CellCompression(policy, budget).settings(SETTINGS).model_dump(exclude_none=True)
         engine = EngineProcess(
             ENVIRONMENT,
             model=str(checkpoint_path()),
@@ -114,7 +116,9 @@ class TestTwoServers:
         identity = identify_checkpoint(checkpoint_path())
         for (policy, budget), found in cells(out).items():
             full = policy == "full"
-            settings = Settings(budget=0) if full else CellCompression(policy, budget).settings({})
+            settings = (
+                Settings(budget=0) if full else CellCompression(policy, budget).settings(SETTINGS)
+            )
             scores = resolve(settings, identity).values
             plan = make_plan(scores, settings, TOKENS, 16, identity.head_size, 4)
             for result in found.values():

@@ -38,7 +38,11 @@ def settings(**given: object) -> list[str]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """Its own budget is too small for four answers at once."""
-    with Server(checkpoint_path(), *ARGUMENTS, *settings(budget=32, min_budget=24)) as running:
+    with Server(
+        checkpoint_path(),
+        *ARGUMENTS,
+        *settings(budget=32, min_budget=24, pooling="max", kernel_size=7),
+    ) as running:
         yield running
 
 
