@@ -20,7 +20,8 @@ import torch
 import typer
 
 from benchmarks.harness.report import RESULTS, Out, Report, command_line
-from benchmarks.kept_answers import FloatArray, KeptAttention, ReadWindow
+from benchmarks.kept_answers import KeptAttention, ReadWindow
+from headkv_vllm.arrays import FloatArray
 from headkv_vllm.config import Settings
 from headkv_vllm.evaluation.metrics import METRICS
 from headkv_vllm.evaluation.prompts import Prompt, PromptFormat

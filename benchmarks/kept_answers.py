@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import DynamicCache
 
+from headkv_vllm.arrays import FloatArray
 from headkv_vllm.budgets.adaptive import split_layer
 from headkv_vllm.budgets.allocation import Allocation, Bounds, allocate_head_blocks
 from headkv_vllm.budgets.policies import POLICIES
@@ -30,8 +29,6 @@ from headkv_vllm.config import Settings
 from headkv_vllm.scoring.answer_pass import ReadPrompt
 from headkv_vllm.scoring.attention_rows import row_logits, weighted_values
 from headkv_vllm.scoring.attention_scores import FullAttention
-
-FloatArray = npt.NDArray[np.float64]
 
 MAX_WINDOW = 64
 """Queries of so many last tokens of a prompt are known."""

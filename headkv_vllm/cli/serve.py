@@ -12,10 +12,10 @@ import typer
 import yaml
 from typer.core import TyperCommand
 
+from headkv_vllm.engine.names import PLUGIN_NAME
 from headkv_vllm.errors import SettingsError, shown
 from headkv_vllm.output.command_line import readable_errors
 
-PLUGIN: Final = "headkv"
 PLUGINS_VARIABLE: Final = "VLLM_PLUGINS"
 LOADED_BY_DEFAULT: Final = (
     "vllm.general_plugins",
@@ -111,8 +111,8 @@ def plugins(environment: Mapping[str, str]) -> str:
         names = [name for name in given.split(",") if name]
     else:
         names = [point.name for group in LOADED_BY_DEFAULT for point in entry_points(group=group)]
-        _report_routes({*names} - {PLUGIN})
-    return ",".join(dict.fromkeys([*names, PLUGIN]))
+        _report_routes({*names} - {PLUGIN_NAME})
+    return ",".join(dict.fromkeys([*names, PLUGIN_NAME]))
 
 
 def _report_routes(names: set[str]) -> None:
