@@ -64,9 +64,8 @@ def main(
     model = random_model(SHAPES[shape], DTYPES[dtype])
     ids = torch.randint(model.config.vocab_size, (tokens,))
     known_method = parse_method(method)
-    seconds_of_sample(
-        model, ids[:2], 1, known_method
-    )  # what the first call alone takes is no part of it
+    # The first call takes time that later ones do not.
+    seconds_of_sample(model, ids[:2], 1, known_method)
     RESET_PEAK.write_text("5")
     sample = seconds_of_sample(model, ids, answer_tokens, known_method)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB

@@ -131,7 +131,7 @@ def test_a_text_is_planned_at_its_length_in_tokens(guarded_server: GuardedServer
         ({}, None, "one of prompt_tokens and text"),
         ({"prompt_tokens": 5, "text": "a"}, None, "not both"),
         ({"prompt_tokens": 0}, "prompt_tokens", "greater than or equal to 1"),
-        ({"prompt_tokens": MAX_MODEL_LEN + 1}, "prompt_tokens", "up to 4608"),
+        ({"prompt_tokens": MAX_MODEL_LEN + 1}, "prompt_tokens", "at most 4608 tokens"),
         ({"prompt_tokens": 10**400}, "prompt_tokens", ""),
         ({"prompt_tokens": "12"}, "prompt_tokens", "'12'"),
         ({"prompt_tokens": True}, "prompt_tokens", "True"),
