@@ -66,6 +66,7 @@ def test_a_report_can_be_read_by_people_and_by_the_summary(tmp_path):
     assert "| [it](it.md) | cost | at most 1 |  | not measured |" in summary
 
 
+@pytest.mark.slow
 @pytest.mark.engine
 def test_decode_steps_of_three_engines_are_measured_in_turns(tmp_path):
     command = [sys.executable, "-m", "benchmarks.decode_step", "--quick", "--rounds", "2"]

@@ -67,6 +67,7 @@ def test_prometheus_takes_the_alerts(tmp_path: Path) -> None:
     subprocess.run(["promtool", "check", "rules", tmp_path / "rules.yaml"], check=True, timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.engine
 @pytest.mark.timeout(START_TIMEOUT + RUN_TIMEOUT)
 @blocks(*(block for block in BLOCKS if block.is_run))

@@ -35,6 +35,7 @@ VLLM_SAYS = (
 """Where in vLLM the messages stand that are vLLM's own."""
 
 
+@pytest.mark.slow
 @pytest.mark.engine
 @pytest.mark.timeout(START_TIMEOUT)
 def test_the_metrics_that_the_guides_name_are_there(server: GuideServer) -> None:

@@ -103,6 +103,7 @@ def asked() -> list[NeedleSample]:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 class TestServed:
     def test_forced_first_and_then_the_answer(
         self, server: Server, asked: list[NeedleSample]

@@ -15,69 +15,79 @@ import pytest
 from headkv_vllm.engine.names import FLASH_ATTN_BACKEND_PATH, TRITON_BACKEND_PATH
 from tests.engine.helpers.bookkeeping_engine import write_model
 
-OURS = "headkv_vllm.engine.scheduler.HeadKVAsyncScheduler"
+pytestmark = pytest.mark.slow
+
+NGRAM = {"method": "ngram", "num_speculative_tokens": 7, "prompt_lookup_max": 2}
+SERVED = {
+    "CUDA": ("cuda", {}, FLASH_ATTN_BACKEND_PATH),
+    "CUDA in float32": ("cuda", {"dtype": "float32"}, TRITON_BACKEND_PATH),
+    "CUDA with fp8": ("cuda", {"kv_cache_dtype": "fp8"}, TRITON_BACKEND_PATH),
+    "ROCm": ("rocm", {}, TRITON_BACKEND_PATH),
+}
+"""The platform, the engine's arguments, and the backend that serves."""
+REFUSED = {
+    "block size": ((9, 0), {"block_size": 24}, "--block-size (24): it must be a multiple of 16"),
+    "e5m2": ((9, 0), {"kv_cache_dtype": "fp8_e5m2"}, "('fp8_e5m2'): use fp8, fp8_e4m3"),
+    "small window": (
+        (9, 0),
+        {"additional_config": {"headkv": {"window": 1}}},
+        "it must be at least 2",
+    ),
+    "large window": (
+        (9, 0),
+        {"additional_config": {"headkv": {"window": 300}}},
+        "with this platform, model and speculation: it must be at most",
+    ),
+    "drafts": (
+        (9, 0),
+        {"speculative_config": NGRAM},
+        "7 speculative tokens on this platform: use at",
+    ),
+    "fp8": ((8, 0), {"kv_cache_dtype": "fp8"}, "needs a compute capability of at least 8.9"),
+    "old GPU": ((7, 5), {"dtype": "float16"}, "compute capability not supported"),
+}
+"""The compute capability, the engine's arguments, and the reason."""
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_model(tmp_path_factory.mktemp("model")))
-
-
-def configured(platform: str, capability: tuple[int, int], **asked: Any) -> dict[str, Any]:
-    """What `helpers.gpu_configuration` prints, or what it ends with. asked: of the engine."""
-    known = {"capability": capability, "engine": asked}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.helpers.gpu_configuration", platform],
-        input=json.dumps(known),
-        text=True,
-        capture_output=True,
-        timeout=300,
-    )
-    if done.returncode:
-        return {"error": done.stderr.strip().splitlines()[-1]}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+def configured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What each case becomes, by its name."""
+    model = str(write_model(tmp_path_factory.mktemp("model")))
+    cases = [(name, platform, (9, 0), flags) for name, (platform, flags, _) in SERVED.items()]
+    cases += [(name, "cuda", capability, flags) for name, (capability, flags, _) in REFUSED.items()]
+    found = {}
+    for asked in ("cuda", "rocm"):
+        names = [name for name, platform, *_ in cases if platform == asked]
+        lines = [
+            json.dumps({"capability": capability, "engine": {"model": model, **flags}})
+            for _, platform, capability, flags in cases
+            if platform == asked
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.engine.helpers.gpu_configuration", asked],
+            input="\n".join(lines),
+            text=True,
+            capture_output=True,
+            timeout=300,
+        )
+        answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        assert len(answers) == len(names), done.stderr
+        found |= zip(names, map(json.loads, answers), strict=True)
     return found
 
 
-@pytest.mark.parametrize(
-    ("platform", "flags", "backend"),
-    [
-        ("cuda", {}, FLASH_ATTN_BACKEND_PATH),
-        ("cuda", {"dtype": "float32"}, TRITON_BACKEND_PATH),
-        ("cuda", {"kv_cache_dtype": "fp8"}, TRITON_BACKEND_PATH),
-        ("rocm", {}, TRITON_BACKEND_PATH),
-    ],
-    ids=["CUDA", "CUDA in float32", "CUDA with fp8", "ROCm"],
-)
-def test_the_flag_is_served(model: str, platform: str, flags: dict[str, Any], backend: str) -> None:
-    assert configured(platform, (9, 0), model=model, **flags) == {
+@pytest.mark.parametrize("name", SERVED)
+def test_the_flag_is_served(configured: dict[str, dict[str, Any]], name: str) -> None:
+    platform, _, backend = SERVED[name]
+    assert configured[name] == {
         "platform": f"HeadKV{platform.capitalize()}Platform",
         "backend": backend,
         "block_size": 16,
-        "scheduler": OURS,
+        "scheduler": "headkv_vllm.engine.scheduler.HeadKVAsyncScheduler",
     }
 
 
-NGRAM = {"method": "ngram", "num_speculative_tokens": 7, "prompt_lookup_max": 2}
-
-
-@pytest.mark.parametrize(
-    ("capability", "flags", "reason"),
-    [
-        ((9, 0), {"block_size": 24}, "--block-size (24): it must be a multiple of 16"),
-        ((9, 0), {"kv_cache_dtype": "fp8_e5m2"}, "('fp8_e5m2'): use fp8, fp8_e4m3"),
-        ((9, 0), {"additional_config": {"headkv": {"window": 1}}}, "it must be at least 2"),
-        (
-            (9, 0),
-            {"additional_config": {"headkv": {"window": 300}}},
-            "with this platform, model and speculation: it must be at most",
-        ),
-        ((9, 0), {"speculative_config": NGRAM}, "7 speculative tokens on this platform: use at"),
-        ((8, 0), {"kv_cache_dtype": "fp8"}, "needs a compute capability of at least 8.9"),
-        ((7, 5), {"dtype": "float16"}, "compute capability not supported"),
-    ],
-)
-def test_what_is_not_is_refused(
-    model: str, capability: tuple[int, int], flags: dict[str, Any], reason: str
-) -> None:
-    assert reason in configured("cuda", capability, model=model, **flags)["error"]
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_is_refused(configured: dict[str, dict[str, Any]], name: str) -> None:
+    *_, reason = REFUSED[name]
+    assert reason in configured[name]["error"]

@@ -106,6 +106,7 @@ def test_registering_again_changes_nothing():
     assert AttentionBackendEnum["HEADKV"].get_class() is HeadKVCpuBackend
 
 
+@pytest.mark.slow
 def test_a_configuration_is_unpickled_where_no_plugin_was_loaded(model):
     """As a spawned engine process does."""
     config = engine_config(model, {"budget": 99})
@@ -203,6 +204,7 @@ def test_every_other_choice_is_vllms(selector_config, selected):
     assert chosen == AttentionBackendEnum.CPU_ATTN.get_path()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
 def test_without_our_backend_the_configuration_is_stock_vllms(stock_configs, model, flags):
     config = EngineArgs(**flags_without_ours(model), **flags).create_engine_config()
@@ -255,6 +257,7 @@ print(type(vllm.platforms.current_platform).__name__, "HEADKV" in AttentionBacke
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("platform", "found"),
     [("plain", "HeadKVCpuPlatform True"), ("other", "OtherCpuPlatform False")],

@@ -99,7 +99,7 @@ def prefills(reference: Reference) -> dict[int, Prefill]:
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, id=name, marks=() if name in ("headkv", "adakv") else pytest.mark.slow)
+        pytest.param(case, id=name, marks=() if name == "headkv" else pytest.mark.slow)
         for name, case in CASES.items()
     ],
 )

@@ -66,6 +66,7 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_is_identified_before_it_is_downloaded(hub: str, tmp_path: Path) -> None:
     environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)}
     environment["HF_HUB_OFFLINE"] = "0"

@@ -57,7 +57,7 @@ def test_a_path_to_scores_of_other_heads_is_refused(score_file, identity, tmp_pa
 
 
 def test_a_missing_path_is_refused(identity, tmp_path):
-    with pytest.raises(ScoreFileError, match=r"no score file .*none\.json.*bundled one: needle"):
+    with pytest.raises(ScoreFileError, match=r"no score file .*.*a bundled one: needle, smollm2"):
         resolve(Settings(scores=str(tmp_path / "none.json")), identity)
 
 

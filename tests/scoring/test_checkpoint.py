@@ -258,6 +258,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_nothing_but_the_error_is_printed(saved: Path, tmp_path: Path) -> None:
     """In a process of its own, where no test framework holds the libraries' logs."""
     edits = [config(), *(edit for edit, _ in map({**UNUSABLE, **UNSUPPORTED}.get, NOISY))]

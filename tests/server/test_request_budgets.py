@@ -22,7 +22,7 @@ from tests.engine.conftest import COMMON
 from tests.engine.helpers import inside
 from tests.engine.helpers.server import Server
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 NUM_TOKENS, MAX_TOKENS = 1024, 32
 ARGUMENTS = [

@@ -2,13 +2,15 @@
 """Configures an engine as on a GPU that is not there.
 
 `python -m tests.engine.helpers.gpu_configuration cuda`, or `rocm`, is a program of its own, because
-vLLM knows one platform only. It reads the GPU's compute capability and the engine's arguments as
-JSON from standard input. It writes what vLLM's platform, extended by ours, makes of them to the
-last line of standard output.
+vLLM knows one platform only. Each line of standard input is a case as JSON: the GPU's compute
+capability and the engine's arguments. What vLLM's platform, extended by ours, makes of a case is
+a line of standard output. A case has a forked process of its own, as vLLM keeps what it learns.
 """
 
 import json
+import os
 import sys
+import traceback
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -19,8 +21,8 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from headkv_vllm.engine.names import PLATFORM_PATHS
 
-ASKED = json.load(sys.stdin)
-CAPABILITY = DeviceCapability(*ASKED["capability"])
+capability = DeviceCapability(9, 0)
+"""Of the case."""
 COMPILED = {
     "vllm._C": (),  # of the CPU build, where it needs instructions that not all CPUs have
     "vllm._C_stable_libtorch": (),
@@ -35,18 +37,50 @@ for name, members in COMPILED.items():
     sys.modules[name] = ModuleType(name)
     sys.modules[name].__dict__.update(dict.fromkeys(members))
 for question in ("cutlass_scaled_mm_supports_block_fp8", "cutlass_scaled_mm_supports_fp8"):
-    setattr(torch.ops._C, question, lambda capability: False)
+    setattr(torch.ops._C, question, lambda _: False)
 
 
 def pretend(platform: Any) -> Any:
     """The platform, which now answers for a GPU."""
-    platform.get_device_capability = classmethod(lambda cls, device_id=0: CAPABILITY)
+    platform.get_device_capability = classmethod(lambda cls, device_id=0: capability)
     platform.get_device_name = classmethod(lambda cls, device_id=0: "a GPU")
     platform.get_device_total_memory = classmethod(lambda cls, device_id=0: 80 << 30)
     platform.device_count = classmethod(lambda cls: 1)
     platform.num_compute_units = classmethod(lambda cls, device_id=0: 132)
     vllm.platforms._current_platform = platform()
     return platform
+
+
+def configure(platform: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What becomes of the engine's arguments."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.attention.selector import AttentionSelectorConfig
+
+    always = {"attention_backend": "HEADKV", "skip_tokenizer_init": True, "max_model_len": 512}
+    config = EngineArgs(**(always | arguments)).create_engine_config()
+    selector_config = AttentionSelectorConfig(
+        head_size=config.model_config.get_head_size(),
+        dtype=config.model_config.dtype,
+        kv_cache_dtype=config.cache_config.cache_dtype,
+        block_size=config.cache_config.block_size,
+    )
+    backend = platform.get_attn_backend_cls(config.attention_config.backend, selector_config)
+    return {
+        "platform": type(vllm.platforms.current_platform).__name__,
+        "backend": backend,
+        "block_size": config.cache_config.block_size,
+        "scheduler": config.scheduler_config.scheduler_cls,
+    }
+
+
+def answer(platform: Any, case: dict[str, Any]) -> dict[str, Any]:
+    """The same, or the last line of the error that ends it."""
+    global capability
+    capability = DeviceCapability(*case["capability"])
+    try:
+        return configure(platform, case["engine"])
+    except Exception as error:
+        return {"error": traceback.format_exception_only(error)[-1].strip().splitlines()[-1]}
 
 
 def main() -> None:
@@ -57,27 +91,16 @@ def main() -> None:
     from headkv_vllm.engine.plugin import register
 
     register()
-    from vllm.engine.arg_utils import EngineArgs
+    import vllm.engine.arg_utils  # noqa: F401  forked processes need not import it
     from vllm.v1.attention.backends import fa_utils
-    from vllm.v1.attention.selector import AttentionSelectorConfig
 
-    fa_utils.get_flash_attn_version = lambda **_: 3 if CAPABILITY.major == 9 else 2
-    arguments = {"attention_backend": "HEADKV", "skip_tokenizer_init": True, "max_model_len": 512}
-    config = EngineArgs(**(arguments | ASKED["engine"])).create_engine_config()
-    selector_config = AttentionSelectorConfig(
-        head_size=config.model_config.get_head_size(),
-        dtype=config.model_config.dtype,
-        kv_cache_dtype=config.cache_config.cache_dtype,
-        block_size=config.cache_config.block_size,
-    )
-    backend = platform.get_attn_backend_cls(config.attention_config.backend, selector_config)
-    found = {
-        "platform": type(vllm.platforms.current_platform).__name__,
-        "backend": backend,
-        "block_size": config.cache_config.block_size,
-        "scheduler": config.scheduler_config.scheduler_cls,
-    }
-    print(json.dumps(found))
+    fa_utils.get_flash_attn_version = lambda **_: 3 if capability.major == 9 else 2
+    for case in map(json.loads, sys.stdin.readlines()):
+        if child := os.fork():
+            os.waitpid(child, 0)
+        else:
+            print(json.dumps(answer(platform, case)), flush=True)
+            os._exit(0)
 
 
 if __name__ == "__main__":
