@@ -56,6 +56,11 @@ def check_supported(vllm_config: "VllmConfig", settings: Settings, limits: Limit
 def _check_cache_dtype(vllm_config: "VllmConfig", cache_dtypes: tuple[str, ...]) -> None:
     cache_dtype = vllm_config.cache_config.cache_dtype
     model_dtype = str(vllm_config.model_config.dtype).removeprefix("torch.")
+    if _cache_scheme(vllm_config) and cache_dtype.startswith(("auto", "fp8")) and not cache_dtypes:
+        raise UnsupportedError(
+            "--attention-backend headkv does not support the quantised KV cache that this "
+            f"checkpoint declares here: set --kv-cache-dtype {model_dtype}"
+        )
     if cache_dtype not in ("auto", model_dtype, *cache_dtypes):
         allowed = f"use {', '.join(cache_dtypes)} or auto" if cache_dtypes else "leave it at auto"
         raise UnsupportedError(
@@ -112,6 +117,29 @@ def _check_chunks(vllm_config: "VllmConfig", settings: Settings) -> None:
 
 def _hf(vllm_config: "VllmConfig", name: str) -> Any:
     return getattr(vllm_config.model_config.hf_text_config, name, None)
+
+
+def _cache_scheme(vllm_config: "VllmConfig") -> dict[str, Any] | str | None:
+    """How the checkpoint wants its KV cache to be quantised. vLLM follows it if the flag is auto.
+
+    Checkpoints of compressed-tensors say `kv_cache_scheme`, those of ModelOpt also
+    `kv_cache_quant_algo`, in a part of its own or not.
+    """
+    declared = getattr(vllm_config.model_config.hf_config, "quantization_config", None)
+    if not isinstance(declared, dict):
+        return None
+    names = ("kv_cache_scheme", "kv_cache_quant_algo")
+    parts = (declared, declared.get("quantization") or {})
+    found = (part[name] for part in parts for name in names if part.get(name))
+    scheme: dict[str, Any] | str | None = next(found, None)
+    return scheme
+
+
+def _scales_per_head(vllm_config: "VllmConfig") -> object:
+    scheme = _cache_scheme(vllm_config)
+    strategy = scheme.get("strategy") if isinstance(scheme, dict) else None
+    is_used = vllm_config.cache_config.cache_dtype in ("auto", "fp8")
+    return strategy if strategy == "attn_head" and is_used else None
 
 
 def _layer_types(vllm_config: "VllmConfig") -> object:
@@ -204,6 +232,16 @@ RULES = (
         "--kv-cache-dtype-skip-layers",
         lambda config: config.cache_config.kv_cache_dtype_skip_layers or None,
         "all layers must keep entries of one type",
+    ),
+    Rule(
+        "scales for each head of a KV cache, as this checkpoint declares them",
+        _scales_per_head,
+        "set --kv-cache-dtype to the model's dtype",
+    ),
+    Rule(
+        "--enable-return-routed-experts",
+        lambda config: config.aux_output_config.enable_return_routed_experts or None,
+        "vLLM stores the experts by KV-cache slots, and compression moves these",
     ),
     Rule(
         "KV connectors (--kv-transfer-config)",

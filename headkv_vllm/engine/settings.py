@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import get_safetensors_metadata, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, NotASafetensorsRepoError
+from huggingface_hub.errors import HFValidationError
 from vllm.config import ModelConfig, VllmConfig
 
 from headkv_vllm.arrays import FloatArray
@@ -101,8 +101,10 @@ def identify_model(model_config: ModelConfig) -> ModelIdentity:
 def _hub_weight_shapes(model: str, revision: str | None) -> dict[str, tuple[int, ...]]:
     try:
         metadata = get_safetensors_metadata(model, revision=revision)
-    except (OSError, ValueError, HfHubHTTPError, NotASafetensorsRepoError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:
+        # Any class: a hub that cannot be reached raises errors of the HTTP library, and another
+        # release of the hub's client uses another library.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ScoreFileError(f"the weights of {model} cannot be identified: {reason}") from None
     return {
         name: tuple(tensor.shape)

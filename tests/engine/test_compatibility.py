@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 from vllm import ModelRegistry
 from vllm.model_executor.models.registry import _ModelInfo
 
+from headkv_vllm.engine.attention import cpu_cache
 from headkv_vllm.errors import HeadKVError, ScoreFileError, SettingsError, UnsupportedError
 from headkv_vllm.head_scores.file import Provenance, ScoredModel, ScoreFile, write_score_file
 from headkv_vllm.head_scores.identity import identify_checkpoint
@@ -160,6 +161,7 @@ FLAGS = [
     ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype ('fp8')"),
     ({"kv_cache_dtype": "bfloat16"}, "--kv-cache-dtype ('bfloat16')"),
     ({"kv_cache_dtype_skip_layers": ["0"]}, "--kv-cache-dtype-skip-layers"),
+    ({"enable_return_routed_experts": True}, "--enable-return-routed-experts"),
     ({"ubatch_size": 2}, "--enable-dbo and --ubatch-size"),
     ({"block_size": 24}, "--block-size (24)"),
     ({"block_size": 8}, "--block-size (8)"),
@@ -177,6 +179,41 @@ FLAGS = [
 @pytest.mark.parametrize(("flags", "named"), FLAGS, ids=[named for _, named in FLAGS])
 def test_a_flag_that_does_not_go_with_the_backend_is_refused(model, flags, named):
     assert named in refusal(UnsupportedError, model, {}, **flags)
+
+
+SCHEME = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False}
+COMPRESSED_TENSORS = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+CHECKPOINTS = {
+    "compressed-tensors": {
+        **COMPRESSED_TENSORS,
+        "kv_cache_scheme": {**SCHEME, "strategy": "tensor"},
+    },
+    "compressed-tensors, by head": {
+        **COMPRESSED_TENSORS,
+        "kv_cache_scheme": {**SCHEME, "strategy": "attn_head"},
+    },
+    "ModelOpt": {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"},
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_checkpoint_that_declares_a_quantised_cache_is_told_what_to_set(tmp_path, name):
+    checkpoint = write_model(tmp_path / "model", quantization_config=CHECKPOINTS[name])
+    config = {"dtype": "bfloat16", "quantization": None}
+    line = refusal(UnsupportedError, checkpoint, {}, **config)
+    assert "this checkpoint declares" in line and "set --kv-cache-dtype" in line
+    served = engine_config(checkpoint, {}, kv_cache_dtype="bfloat16", **config)
+    assert served.scheduler_config.scheduler_cls is not None
+
+
+@pytest.mark.parametrize("isa", ["neon", "rvv", "vsx", "vxe"])
+def test_a_cpu_with_another_packing_is_refused_before_the_model_is_read(model, monkeypatch, isa):
+    monkeypatch.setattr(cpu_cache, "_get_attn_isa", lambda *_: isa)
+    line = refusal(UnsupportedError, model, {})
+    assert line == (
+        f"--attention-backend headkv cannot read the packing of instruction set '{isa}': "
+        "allowed are vec, vec16, amx"
+    )
 
 
 @pytest.mark.parametrize("method", ["eagle", "draft_model"])

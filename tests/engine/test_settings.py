@@ -66,11 +66,10 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.slow
-def test_a_model_of_the_hub_is_identified_before_it_is_downloaded(hub: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)}
+def identify_from(endpoint: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache)}
     environment["HF_HUB_OFFLINE"] = "0"
-    found = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", IDENTIFY, str(checkpoint_path())],
         capture_output=True,
         text=True,
@@ -78,6 +77,18 @@ def test_a_model_of_the_hub_is_identified_before_it_is_downloaded(hub: str, tmp_
         timeout=120,
         check=False,
     )
+
+
+@pytest.mark.slow
+def test_a_hub_that_cannot_be_reached_is_our_error(tmp_path: Path) -> None:
+    """With `scores: auto` it is a warning, and all heads get the same budget."""
+    error = identify_from("http://127.0.0.1:9", tmp_path).stderr.splitlines()[-1]
+    assert "ScoreFileError: the weights of someone/needle cannot be identified: " in error
+
+
+@pytest.mark.slow
+def test_a_model_of_the_hub_is_identified_before_it_is_downloaded(hub: str, tmp_path: Path) -> None:
+    found = identify_from(hub, tmp_path)
     assert found.returncode == 0, found.stderr
     identity = json.loads(found.stdout.splitlines()[-1])
     assert identity == identify_checkpoint(checkpoint_path()).model_dump()

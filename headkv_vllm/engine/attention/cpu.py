@@ -22,7 +22,6 @@ from vllm.v1.attention.backend import (
 from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionBackend,
     CPUAttentionBackendImpl,
-    _get_attn_isa,
 )
 from vllm.v1.kv_cache_interface import AttentionSpec
 
@@ -41,12 +40,11 @@ from headkv_vllm.engine.attention.backend import (
     flat_head_blocks,
 )
 from headkv_vllm.engine.attention.compression_clock import HostClock
-from headkv_vllm.engine.attention.cpu_cache import PACKINGS, PackedCache, PackedHeadBlocks
+from headkv_vllm.engine.attention.cpu_cache import PackedCache, PackedHeadBlocks, packing
 from headkv_vllm.engine.attention.layers import WorkerLayers
 from headkv_vllm.engine.metrics.worker_counts import worker_counts
 from headkv_vllm.engine.names import CPU_BLOCK_SIZE
 from headkv_vllm.engine.settings import model_dtype
-from headkv_vllm.errors import UnsupportedError
 
 
 class HeadKVCpuBackend(HeadKVBackendMixin, CPUAttentionBackend):
@@ -108,12 +106,7 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
         )
         self._dtype = model_dtype(vllm_config)
         self._splits_kv = envs.VLLM_CPU_ATTN_SPLIT_KV  # looked up each time that it is named
-        self._isa = _get_attn_isa(self._dtype, kv_cache_spec.block_size, kv_cache_spec.head_size)
-        if self._isa not in PACKINGS:
-            raise UnsupportedError(
-                f"--attention-backend headkv cannot read the packing of instruction set "
-                f"{self._isa!r}: allowed are {', '.join(PACKINGS)}"
-            )
+        self._isa = packing(self._dtype, kv_cache_spec.block_size, kv_cache_spec.head_size)
         self._table = worker_counts(vllm_config)
         sizes = (self._layers.num_layers, kv_cache_spec.num_kv_heads, kv_cache_spec.block_size)
         window = self._layers.settings.window

@@ -12,9 +12,26 @@ from typing import Final
 
 import torch
 from vllm import _custom_ops as ops
+from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+from headkv_vllm.errors import UnsupportedError
 
 PACKINGS: Final = ("vec", "vec16", "amx")
 """The instruction sets whose packing can be read."""
+
+
+def packing(dtype: torch.dtype, block_size: int, head_size: int) -> str:
+    """The instruction set by which vLLM packs such a cache on this CPU.
+
+    Raises UnsupportedError if its packing is not known.
+    """
+    isa = _get_attn_isa(dtype, block_size, head_size)
+    if isa not in PACKINGS:
+        raise UnsupportedError(
+            f"--attention-backend headkv cannot read the packing of instruction set "
+            f"{isa!r}: allowed are {', '.join(PACKINGS)}"
+        )
+    return isa
 
 
 def split_key_value(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

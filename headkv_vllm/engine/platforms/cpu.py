@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's CPU platform with our backend for `--attention-backend headkv`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 from vllm.platforms.cpu import CpuPlatform
 
+from headkv_vllm.config import Settings
 from headkv_vllm.engine.names import CPU_BACKEND_PATH, CPU_BLOCK_SIZE
 from headkv_vllm.engine.platforms.platform import HeadKVPlatform, is_ours
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
 
 
 class HeadKVCpuPlatform(HeadKVPlatform, CpuPlatform):
@@ -15,6 +19,18 @@ class HeadKVCpuPlatform(HeadKVPlatform, CpuPlatform):
 
     headkv_backend = CPU_BACKEND_PATH
     headkv_block_size = CPU_BLOCK_SIZE
+
+    @classmethod
+    @override
+    def _prepare(cls, vllm_config: "VllmConfig") -> Settings | None:
+        from headkv_vllm.engine.attention.cpu_cache import packing
+        from headkv_vllm.engine.settings import model_dtype
+
+        settings = super()._prepare(vllm_config)
+        if settings is not None:
+            head_size = vllm_config.model_config.get_head_size()
+            packing(model_dtype(vllm_config), vllm_config.cache_config.block_size, head_size)
+        return settings
 
     @classmethod
     @override
