@@ -29,7 +29,7 @@ TWINS: Final = {
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation. prompts: by digest. results: ours, in the order of the prompts."""
+    """One evaluation. prompts: by digest. results: ours, by compression and prompt as asked."""
 
     folder: Path
     record: RunRecord
@@ -43,7 +43,16 @@ class Run:
         prompts = {sample_digest(prompt.sample): prompt for prompt in read_prompts(folder)}
         lines = complete_lines(folder / "results.jsonl")
         results = [Result.model_validate_json(line) for line in lines]
-        return cls(folder, record, prompts, tuple(r for r in results if r.sample in prompts))
+        by_prompt = {digest: place for place, digest in enumerate(prompts)}
+        by_compression = {name: place for place, name in enumerate(record.grid["compressions"])}
+
+        def place(result: Result) -> tuple[int, int]:
+            """The file has the order in which the answers came. Last: of earlier compressions."""
+            asked = by_compression.get(str(result.cell.compression), len(by_compression))
+            return asked, by_prompt[result.sample]
+
+        known = (result for result in results if result.sample in prompts)
+        return cls(folder, record, prompts, tuple(sorted(known, key=place)))
 
     @property
     def answers(self) -> Path:

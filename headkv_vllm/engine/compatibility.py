@@ -56,10 +56,11 @@ def check_supported(vllm_config: "VllmConfig", settings: Settings, limits: Limit
 def _check_cache_dtype(vllm_config: "VllmConfig", cache_dtypes: tuple[str, ...]) -> None:
     cache_dtype = vllm_config.cache_config.cache_dtype
     model_dtype = str(vllm_config.model_config.dtype).removeprefix("torch.")
-    if _cache_scheme(vllm_config) and cache_dtype.startswith(("auto", "fp8")) and not cache_dtypes:
+    declared = _declared_cache_dtype(vllm_config)
+    if declared not in ("auto", *cache_dtypes) and cache_dtype in ("auto", declared):
         raise UnsupportedError(
-            "--attention-backend headkv does not support the quantised KV cache that this "
-            f"checkpoint declares here: set --kv-cache-dtype {model_dtype}"
+            "--attention-backend headkv does not support a quantised KV cache on this platform, "
+            f"but this checkpoint declares one: set --kv-cache-dtype {model_dtype}"
         )
     if cache_dtype not in ("auto", model_dtype, *cache_dtypes):
         allowed = f"use {', '.join(cache_dtypes)} or auto" if cache_dtypes else "leave it at auto"
@@ -119,25 +120,22 @@ def _hf(vllm_config: "VllmConfig", name: str) -> Any:
     return getattr(vllm_config.model_config.hf_text_config, name, None)
 
 
-def _cache_scheme(vllm_config: "VllmConfig") -> dict[str, Any] | str | None:
-    """How the checkpoint wants its KV cache to be quantised. vLLM follows it if the flag is auto.
+def _declared_cache_dtype(vllm_config: "VllmConfig") -> str:
+    """The type of KV cache that vLLM uses for this checkpoint if the flag is auto."""
+    from vllm.utils.torch_utils import resolve_kv_cache_dtype_string
 
-    Checkpoints of compressed-tensors say `kv_cache_scheme`, those of ModelOpt also
-    `kv_cache_quant_algo`, in a part of its own or not.
-    """
-    declared = getattr(vllm_config.model_config.hf_config, "quantization_config", None)
-    if not isinstance(declared, dict):
-        return None
-    names = ("kv_cache_scheme", "kv_cache_quant_algo")
-    parts = (declared, declared.get("quantization") or {})
-    found = (part[name] for part in parts for name in names if part.get(name))
-    scheme: dict[str, Any] | str | None = next(found, None)
-    return scheme
+    if _cache_scheme(vllm_config):
+        return "fp8"  # vLLM's attention layers decide this later, when they are made
+    return resolve_kv_cache_dtype_string("auto", vllm_config.model_config)
+
+
+def _cache_scheme(vllm_config: "VllmConfig") -> dict[str, Any]:
+    """How a checkpoint of compressed-tensors quantises its KV cache; empty if it does not."""
+    return getattr(vllm_config.quant_config, "kv_cache_scheme", None) or {}
 
 
 def _scales_per_head(vllm_config: "VllmConfig") -> object:
-    scheme = _cache_scheme(vllm_config)
-    strategy = scheme.get("strategy") if isinstance(scheme, dict) else None
+    strategy = _cache_scheme(vllm_config).get("strategy")
     is_used = vllm_config.cache_config.cache_dtype in ("auto", "fp8")
     return strategy if strategy == "attn_head" and is_used else None
 
@@ -234,7 +232,7 @@ RULES = (
         "all layers must keep entries of one type",
     ),
     Rule(
-        "scales for each head of a KV cache, as this checkpoint declares them",
+        "KV-cache scales for each head, which this checkpoint declares",
         _scales_per_head,
         "set --kv-cache-dtype to the model's dtype",
     ),

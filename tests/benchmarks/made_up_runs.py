@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from headkv_vllm.evaluation.cells import Budget
+from headkv_vllm.evaluation.cells import Budget, CellCompression
 from headkv_vllm.evaluation.prompts import PromptFormat, load_tokenizer, write_prompts
 from headkv_vllm.evaluation.results import Result, ResultsFile, sample_digest
 from headkv_vllm.evaluation.run_record import RunRecord
@@ -23,7 +23,8 @@ def made_up_run(
 ) -> Path:
     """cells: by policy and budget, the tokens kept of every prompt and its score."""
     depends_on = {"model": MODEL, "tokenizer": None, "settings": {"window": 16}, "chat": False}
-    record = RunRecord.now({**depends_on, "dtype": "float32"}, "headkv eval", {}, {"headkv": "s"})
+    grid = {"compressions": [str(CellCompression(*compression)) for compression in cells]}
+    record = RunRecord.now({**depends_on, "dtype": "float32"}, "headkv eval", grid, {"headkv": "s"})
     record.write_to(folder)
     tokenizer = load_tokenizer(MODEL)
     file = ResultsFile(folder / "results.jsonl", record.digest)

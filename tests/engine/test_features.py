@@ -62,10 +62,6 @@ def num_accepted_drafts(llm: Any) -> int:
     return int(metric.value)
 
 
-def words(llm: Any, token_ids: TokenIds) -> list[str]:
-    return [llm.get_tokenizer().decode([token_id]).strip() for token_id in token_ids]
-
-
 @pytest.fixture(scope="module")
 def engine(engines: Engines) -> Iterator[EngineProcess]:
     running = engines.headkv(SETTINGS)
@@ -90,7 +86,7 @@ def test_speculation_by_ngrams_gives_the_same_tokens(
 
 
 def test_structured_output_is_one_of_the_choices(engine: EngineProcess) -> None:
-    choices = engine.call(words, PROMPTS[0][40:46])
+    choices = engine.call(inside.words, PROMPTS[0][40:46])
     assert set(engine.call(ask_for_one_of, PROMPTS, choices)) <= set(choices)
 
 

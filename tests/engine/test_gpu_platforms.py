@@ -53,26 +53,27 @@ REFUSED = {
 def configured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What each case becomes, by its name."""
     model = str(write_model(tmp_path_factory.mktemp("model")))
-    cases = [(name, platform, (9, 0), flags) for name, (platform, flags, _) in SERVED.items()]
-    cases += [(name, "cuda", capability, flags) for name, (capability, flags, _) in REFUSED.items()]
+    cases: dict[str, dict[str, Any]] = {"cuda": {}, "rocm": {}}
+    for name, (platform, flags, _) in SERVED.items():
+        cases[platform][name] = ((9, 0), flags)
+    for name, (capability, flags, _) in REFUSED.items():
+        cases["cuda"][name] = (capability, flags)
     found = {}
-    for asked in ("cuda", "rocm"):
-        names = [name for name, platform, *_ in cases if platform == asked]
+    for platform, asked in cases.items():
         lines = [
             json.dumps({"capability": capability, "engine": {"model": model, **flags}})
-            for _, platform, capability, flags in cases
-            if platform == asked
+            for capability, flags in asked.values()
         ]
         done = subprocess.run(
-            [sys.executable, "-m", "tests.engine.helpers.gpu_configuration", asked],
+            [sys.executable, "-m", "tests.engine.helpers.gpu_configuration", platform],
             input="\n".join(lines),
             text=True,
             capture_output=True,
             timeout=300,
         )
         answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        assert len(answers) == len(names), done.stderr
-        found |= zip(names, map(json.loads, answers), strict=True)
+        assert len(answers) == len(asked), done.stderr
+        found |= zip(asked, map(json.loads, answers), strict=True)
     return found
 
 

@@ -56,9 +56,10 @@ def test_a_path_to_scores_of_other_heads_is_refused(score_file, identity, tmp_pa
         resolve(Settings(scores=str(path)), other)
 
 
-def test_a_missing_path_is_refused(identity, tmp_path):
-    with pytest.raises(ScoreFileError, match=r"no score file .*.*a bundled one: needle, smollm2"):
-        resolve(Settings(scores=str(tmp_path / "none.json")), identity)
+def test_a_missing_path_is_refused(identity, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the whole path may be too long for a message
+    with pytest.raises(ScoreFileError, match=r"no score file .*none\.json.*bundled one: needle"):
+        resolve(Settings(scores="./none.json"), identity)
 
 
 def test_a_quantised_copy_is_told_of_its_models_scores_and_takes_them_when_asked(

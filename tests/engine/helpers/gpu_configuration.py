@@ -7,6 +7,7 @@ capability and the engine's arguments. What vLLM's platform, extended by ours, m
 a line of standard output. A case has a forked process of its own, as vLLM keeps what it learns.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -21,8 +22,6 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from headkv_vllm.engine.names import PLATFORM_PATHS
 
-capability = DeviceCapability(9, 0)
-"""Of the case."""
 COMPILED = {
     "vllm._C": (),  # of the CPU build, where it needs instructions that not all CPUs have
     "vllm._C_stable_libtorch": (),
@@ -40,15 +39,14 @@ for question in ("cutlass_scaled_mm_supports_block_fp8", "cutlass_scaled_mm_supp
     setattr(torch.ops._C, question, lambda _: False)
 
 
-def pretend(platform: Any) -> Any:
-    """The platform, which now answers for a GPU."""
+def pretend(platform: Any, capability: DeviceCapability) -> None:
+    """Let vLLM's platform be `platform`, which then answers for a GPU."""
     platform.get_device_capability = classmethod(lambda cls, device_id=0: capability)
     platform.get_device_name = classmethod(lambda cls, device_id=0: "a GPU")
     platform.get_device_total_memory = classmethod(lambda cls, device_id=0: 80 << 30)
     platform.device_count = classmethod(lambda cls: 1)
     platform.num_compute_units = classmethod(lambda cls, device_id=0: 132)
     vllm.platforms._current_platform = platform()
-    return platform
 
 
 def configure(platform: Any, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -75,8 +73,11 @@ def configure(platform: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def answer(platform: Any, case: dict[str, Any]) -> dict[str, Any]:
     """The same, or the last line of the error that ends it."""
-    global capability
+    from vllm.v1.attention.backends import fa_utils
+
     capability = DeviceCapability(*case["capability"])
+    pretend(platform, capability)
+    fa_utils.get_flash_attn_version = lambda **_: 3 if capability.major == 9 else 2
     try:
         return configure(platform, case["engine"])
     except Exception as error:
@@ -84,17 +85,16 @@ def answer(platform: Any, case: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    # What vLLM's platform for ROCm asks as soon as it is imported.
+    # vLLM's platform for ROCm asks for this as soon as it is imported.
     torch.cuda.get_device_properties = lambda device: SimpleNamespace(gcnArchName="gfx942")
     (ours,) = [path for stock, path in PLATFORM_PATHS.items() if f".{sys.argv[1]}." in stock]
-    platform = pretend(resolve_obj_by_qualname(ours))
+    platform = resolve_obj_by_qualname(ours)
+    pretend(platform, DeviceCapability(9, 0))
     from headkv_vllm.engine.plugin import register
 
     register()
-    import vllm.engine.arg_utils  # noqa: F401  forked processes need not import it
-    from vllm.v1.attention.backends import fa_utils
-
-    fa_utils.get_flash_attn_version = lambda **_: 3 if capability.major == 9 else 2
+    # This import takes seconds. The forked processes share it.
+    importlib.import_module("vllm.engine.arg_utils")
     for case in map(json.loads, sys.stdin.readlines()):
         if child := os.fork():
             os.waitpid(child, 0)

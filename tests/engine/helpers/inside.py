@@ -22,9 +22,13 @@ def generate(
     llm: Any,
     prompts: Sequence[TokenIds | str],
     max_tokens: int = 32,
+    priorities: list[int] | None = None,
     **parameters: Any,
 ) -> list[TokenIds]:
-    """Greedy tokens for each prompt, all sent at once. Checks the pool before and after."""
+    """Greedy tokens for each prompt, all sent at once. Checks the pool before and after.
+
+    priorities: of the requests, for the engine's policy `priority`; lower ones are served first.
+    """
     from vllm import SamplingParams
 
     inputs = [
@@ -32,7 +36,7 @@ def generate(
     ]
     sampling = SamplingParams(temperature=0, max_tokens=max_tokens, **parameters)
     check_integrity(llm)
-    outputs = llm.generate(inputs, sampling, use_tqdm=False)
+    outputs = llm.generate(inputs, sampling, use_tqdm=False, priority=priorities)
     check_integrity(llm)
     assert_pool_is_whole(llm)
     return [list(output.outputs[0].token_ids) for output in outputs]
@@ -62,6 +66,11 @@ def check_integrity(llm: Any) -> None:
     check = getattr(scheduler(llm), "check_integrity", None)
     if check is not None:
         check()
+
+
+def words(llm: Any, token_ids: TokenIds) -> list[str]:
+    """The text of each token."""
+    return [llm.get_tokenizer().decode([token_id]).strip() for token_id in token_ids]
 
 
 def reset_prefix_cache(llm: Any) -> bool:
