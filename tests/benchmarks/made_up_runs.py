@@ -33,8 +33,8 @@ def made_up_run(
         samples = find_task(task).samples(num_prompts, num_tokens, 0, tokenizer, None)
         prompts += map(PromptFormat(tokenizer).prompt, samples)
     write_prompts(prompts, folder)
-    for prompt in prompts:
-        for (policy, budget), (kept, score) in cells.items():
+    for prompt in reversed(prompts):  # answers come in any order
+        for (policy, budget), (kept, score) in reversed(cells.items()):
             sample = prompt.sample
             file.append(
                 Result(

@@ -202,6 +202,7 @@ def test_a_checkpoint_that_declares_a_quantised_cache_is_told_what_to_set(tmp_pa
     config = {"dtype": "bfloat16", "quantization": None}
     line = refusal(UnsupportedError, checkpoint, {}, **config)
     assert "this checkpoint declares" in line and "set --kv-cache-dtype" in line
+    assert ("scales for each head" in line) == name.endswith("by head")
     served = engine_config(checkpoint, {}, kv_cache_dtype="bfloat16", **config)
     assert served.scheduler_config.scheduler_cls is not None
 
