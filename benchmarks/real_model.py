@@ -100,17 +100,17 @@ def write(runs: Sequence[Run], commands: Sequence[Sequence[str]], out: Path) -> 
         save_figure(draw_accuracy(rows, title), pictures / picture(title))
     document = {
         "command": command,
-        "commands": [shown(one) for one in commands],
+        "commands": [shlex.join(one) for one in commands],
         "run": runs[0].record.model_dump(),
         "rows": [asdict(row) for rows in parts.values() for row in rows],
     }
-    (out / "real-model.json").write_text(json.dumps(document, indent=1) + "\n")
-    (out / "real-model.md").write_text(page(parts, runs, commands, command))
-
-
-def shown(command: Sequence[str]) -> str:
-    """The command as one types it in the checkout."""
-    return shlex.join(command).replace(f"{ROOT}/", "")
+    texts = {
+        "json": json.dumps(document, indent=1) + "\n",
+        "md": page(parts, runs, commands, command),
+    }
+    for kind, text in texts.items():
+        # Commands are shown as one types them in the checkout.
+        (out / f"real-model.{kind}").write_text(text.replace(f"{ROOT}/", ""))
 
 
 def over_all(results: Iterable[Result]) -> list[Row]:
@@ -130,7 +130,9 @@ def page(
     scores = "; ".join(f"{policy}: {source}" for policy, source in record.scores.items())
     lines = [
         "# A real language model under compression",
-        f"Made by `{command}`, which runs\n\n```sh\n" + "\n".join(map(shown, commands)) + "\n```",
+        f"Made by `{command}`, which runs\n\n```sh\n"
+        + "\n".join(map(shlex.join, commands))
+        + "\n```",
         f"On {record.machine['processor']}, {record.machine['processors']} processors; {versions}. "
         f"Head scores: {scores}.",
         EXPLAINED.read_text().strip(),
