@@ -55,6 +55,9 @@ class Settings(BaseModel):
     max_budget: int | None = Field(
         default=None, ge=1, description="an integer of at least window + 1 (tokens)"
     )
+    compress_every: int = Field(
+        default=0, ge=0, description="0 (off) or an integer of at least window (tokens)"
+    )
     check_integrity: bool = Field(default=False, description="true or false")
 
     @property
@@ -91,6 +94,10 @@ class Settings(BaseModel):
         if self.max_budget is None:
             return budget == 0 or budget >= self.min_allowed_budget
         return self.min_allowed_budget <= budget <= self.max_budget
+
+    def allows_compress_every(self, num_tokens: int) -> bool:
+        """Whether a request may be compressed again after each `num_tokens` tokens."""
+        return num_tokens == 0 or num_tokens >= self.window
 
     def clip_budget(self, num_tokens: int) -> int:
         """`num_tokens`, raised to `min_budget` or lowered to `max_budget` if needed."""
@@ -144,6 +151,9 @@ class Settings(BaseModel):
             raise ValueError(_not_allowed("kernel_size", self.kernel_size))
         if self.budget and self.budget <= self.window:
             raise ValueError(_not_allowed("budget", self.budget) + f", and window is {self.window}")
+        if not self.allows_compress_every(self.compress_every):
+            text = _not_allowed("compress_every", self.compress_every)
+            raise ValueError(text + f", and window is {self.window}")
         if self.budget is not None and not self.allows_budget(self.budget):
             raise ValueError(
                 f"headkv setting budget={self.budget} is not allowed with min_budget="

@@ -18,6 +18,7 @@ FORCED_TOKENS = "headkv_forced_tokens"
 """The token ids that the output begins with. `engine.forced_tokens` reads this argument."""
 
 BUDGET, KEEP_RATIO, POLICY = "headkv_budget", "headkv_keep_ratio", "headkv_policy"
+COMPRESS_EVERY = "headkv_compress_every"
 
 
 def request_settings(settings: Settings, arguments: Mapping[str, object] | None) -> Settings:
@@ -73,6 +74,13 @@ def _policy(settings: Settings, value: object) -> dict[str, object]:
     return {"policy": value}
 
 
+def _compress_every(settings: Settings, value: object) -> dict[str, object]:
+    if type(value) is not int or not settings.allows_compress_every(value):
+        allowed = f"0 (off) or an integer of at least {settings.window} (tokens)"
+        raise _not_allowed(COMPRESS_EVERY, value, allowed)
+    return {"compress_every": value}
+
+
 def _not_allowed(name: str, value: object, allowed: str) -> RequestError:
     return RequestError(f"{name}={shown(value)} is not allowed: it must be {allowed}", name, value)
 
@@ -81,6 +89,7 @@ _CHANGES: dict[str, Callable[[Settings, object], dict[str, object]]] = {
     BUDGET: _budget,
     KEEP_RATIO: _keep_ratio,
     POLICY: _policy,
+    COMPRESS_EVERY: _compress_every,
 }
 """By argument: a function of (settings, value) that returns the settings to replace.
 

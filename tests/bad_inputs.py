@@ -38,8 +38,10 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "sink": {"zero"},
     "min_budget": {"null"},
     "max_budget": {"null"},
+    "compress_every": {"zero"},
     # Arguments of requests.
     "headkv_budget": {"zero"},
+    "headkv_compress_every": {"zero"},
     # Score files.
     "model.name": {"text"},
     "model.identity.architecture": {"text"},
@@ -82,7 +84,8 @@ def bad_settings(names: list[str]) -> list[BadInput]:
 
 def bad_arguments() -> list[BadInput]:
     """A request's `vllm_xargs`."""
-    return bad_settings(["headkv_budget", "headkv_keep_ratio", "headkv_policy", "headkv_none_such"])
+    names = ["budget", "keep_ratio", "policy", "compress_every", "none_such"]
+    return bad_settings([f"headkv_{name}" for name in names])
 
 
 def bad_plans() -> list[BadInput]:

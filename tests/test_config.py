@@ -26,6 +26,8 @@ BAD_VALUES = [
     ({"scores": ""}, "scores=''", "'auto', 'uniform' or the path"),
     ({"scores": None}, "scores=None", "'auto', 'uniform' or the path"),
     ({"beta": 1}, "beta=1 ", "above 1"),
+    ({"compress_every": 7}, "compress_every=7 ", "at least window (tokens), and window is 8"),
+    ({"compress_every": 31, "window": 32}, "compress_every=31 ", "and window is 32"),
     ({"beta": INFINITY}, "beta=inf", "finite number above 1"),
     ({"window": 0}, "window=0", "at least 1"),
     ({"kernel_size": 0}, "kernel_size=0", "odd integer"),
@@ -84,6 +86,7 @@ def test_the_defaults():
         "sink": 4,
         "min_budget": None,
         "max_budget": None,
+        "compress_every": 0,
         "check_integrity": False,
     }
 
@@ -98,6 +101,8 @@ def test_the_defaults():
         {"keep_ratio": 0.001, "budget": None},
         {"beta": 2},
         {"policy": "streaming", "sink": 0},
+        {"compress_every": 8},
+        {"compress_every": 256, "window": 32, "keep_ratio": 0.5},
         {"budget": 64, "min_budget": 64, "max_budget": 64},
         {"budget": 0, "min_budget": 64},
         {"keep_ratio": 0.5, "max_budget": 64},

@@ -25,6 +25,8 @@ GOOD = [
     ({"headkv_keep_ratio": 0.25}, {"keep_ratio": 0.25, "budget": None}),
     ({"headkv_keep_ratio": 1}, {"keep_ratio": 1.0, "budget": None}),
     ({"headkv_policy": "adakv"}, {"policy": "adakv"}),
+    ({"headkv_compress_every": 8}, {"compress_every": 8}),
+    ({"headkv_compress_every": 0}, {"compress_every": 0}),
     ({"headkv_budget": 64, "headkv_policy": "random"}, {"budget": 64, "policy": "random"}),
 ]
 BAD = [
@@ -48,6 +50,9 @@ BAD = [
     (DEFAULT, {"headkv_keep_ratio": True}, "headkv_keep_ratio=True", "above 0 and up to 1"),
     (DEFAULT, {"headkv_policy": "pyramid\nkv"}, r"='pyramid\nkv'", "'headkv', 'headkv_ada'"),
     (DEFAULT, {"headkv_policy": ["adakv"]}, "headkv_policy=['adakv']", "'streaming' or 'adakv'"),
+    (DEFAULT, {"headkv_compress_every": 7}, "every=7", "0 (off) or an integer of at least 8"),
+    (DEFAULT, {"headkv_compress_every": True}, "every=True", "0 (off) or an integer of at least"),
+    (Settings(window=9), {"headkv_compress_every": 8}, "every=8", "an integer of at least 9"),
     (UNSCORED, {"headkv_policy": "headkv"}, "='headkv'", "'uniform', 'pyramidkv', 'streaming' or"),
     (UNSCORED, {"headkv_policy": "headkv"}, "='headkv'", "has loaded no head scores"),
     (DEFAULT, {"headkv_budgt": 64}, "'headkv_budgt'", "did you mean 'headkv_budget'?"),

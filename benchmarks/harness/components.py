@@ -13,6 +13,7 @@ from headkv_vllm.budgets.allocation_cache import AllocationCache
 from headkv_vllm.budgets.request import request_budget
 from headkv_vllm.cache.block_row import HEADER_SIZE, BlockRow
 from headkv_vllm.cache.compression import CPU_WORKSPACE, Compressor, LayerLogits
+from headkv_vllm.cache.compression_points import CompressionPoints
 from headkv_vllm.cache.planner import BatchPlanner
 from headkv_vllm.cache.row_allocations import RowAllocations
 from headkv_vllm.config import Settings
@@ -35,8 +36,10 @@ class Planning:
         settings = Settings(budget=budget)
         scores = np.random.default_rng(0).exponential(size=(num_layers, num_kv_heads)) ** 2
         static, adaptive = AllocationCache(scores, settings), AdaptiveAllocations()
-        read = RowAllocations(static, adaptive, settings.window, BLOCK_SIZE)
-        self.planner = BatchPlanner(read, num_layers, num_kv_heads, BLOCK_SIZE, settings.window)
+        points = CompressionPoints(settings.window, BLOCK_SIZE, num_query_blocks=0)
+        read = RowAllocations(static, adaptive, points)
+        # No request is compressed again.
+        self.planner = BatchPlanner(read, num_layers, num_kv_heads, lambda *_: None, 1)
         self.num_compressed = request_budget(
             settings, num_prompt_tokens, BLOCK_SIZE
         ).num_compressed_blocks
@@ -88,7 +91,7 @@ class Compressing:
         planning = Planning(1, num_kv_heads, 1, num_prompt_tokens, budget)
         rows, starts = planning._rows, torch.tensor([0, num_prompt_tokens]).int()
         batch = planning.planner.plan(rows, starts, torch.tensor([num_prompt_tokens]).int())
-        (self._prompt,) = batch.compressions
+        (self._prompt,) = batch.completed_prompts
         shape = ((rows.shape[1] + 1) * num_kv_heads, BLOCK_SIZE, 2 * head_size)
         head_blocks = PackedHeadBlocks(torch.randn(shape).bfloat16(), 1, num_kv_heads, "vec")
         logits = LayerLogits(torch.tensor([head_size**-0.5]), None)

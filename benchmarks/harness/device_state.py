@@ -9,7 +9,7 @@ import torch
 
 from headkv_vllm.budgets.allocation import Bounds, allocate
 from headkv_vllm.budgets.policies import headkv_shares
-from headkv_vllm.cache.block_row import HEADER_SIZE
+from headkv_vllm.cache.block_row import HEADER_SIZE, row_header
 from headkv_vllm.config import Settings
 from headkv_vllm.kernels.inputs import Buffers, DeviceRows, LayerInputs
 
@@ -80,7 +80,7 @@ def made_state(
     allocations = np.zeros((total + 1, scores.size + 1), dtype=np.int32)
     of_requests = []
     for row, length, count in zip(table, shape.prompt_tokens, num_blocks, strict=True):
-        row[:HEADER_SIZE] = length, shape.kept, 0
+        row[:HEADER_SIZE] = row_header(length, shape.kept, policy_index=0, interval=0)
         row[HEADER_SIZE : HEADER_SIZE + shape.kept + count] = [
             pool.pop() for _ in range(shape.kept + count)
         ]

@@ -22,10 +22,12 @@ class RequestBudget:
     num_prompt_tokens: T, the number of prompt tokens.
     num_compressed_blocks: K, the number of vLLM blocks that replace the full ones; 0 if the
         request is not compressed. A vLLM block has one head block for each layer and KV head.
-    num_full_blocks: F, the number of prompt blocks before the observation window. A compressed
-        request gives them up.
+    num_full_blocks: F, the number of blocks before the observation window when the request is
+        compressed for the first time. A compressed request gives them up.
     policy: the policy that allocates the request's head blocks.
     skip_reason: why the request is not compressed; None if it is compressed.
+    delay: how many tokens after its prompt the request is compressed for the first time.
+    interval: the number of blocks after which the request is compressed again; 0 for never.
     """
 
     num_prompt_tokens: int
@@ -33,19 +35,76 @@ class RequestBudget:
     num_full_blocks: int
     policy: PolicyName = "headkv"
     skip_reason: SkipReason | None = None
+    delay: int = 0
+    interval: int = 0
 
     @property
     def compressed(self) -> bool:
         return self.num_compressed_blocks > 0
 
+    @property
+    def first_point(self) -> int:
+        """The number of tokens at which the request is compressed for the first time."""
+        return self.num_prompt_tokens + self.delay
+
     def skipped(self, reason: SkipReason) -> Self:
         """The budget of the same request when it is not compressed."""
-        return replace(self, num_compressed_blocks=0, skip_reason=reason)
+        return replace(self, num_compressed_blocks=0, skip_reason=reason, delay=0, interval=0)
+
+    def num_replaced_blocks(self, num_tokens: int, block_size: int) -> int:
+        """The blocks that head blocks have replaced when `num_tokens` tokens are computed.
+
+        The step that completes a prompt compresses it. A step that computes the first token after
+        a later point compresses the request before it attends.
+        """
+        if not self.compressed or num_tokens < self.first_point:
+            return 0
+        if num_tokens == self.first_point:
+            return 0 if self.delay else self.num_full_blocks
+        if not self.interval:
+            return self.num_full_blocks
+        num_later = (num_tokens - 1 - self.first_point) // (self.interval * block_size)
+        return self.num_full_blocks + num_later * self.interval
+
+    def next_point(self, num_tokens: int, block_size: int) -> int | None:
+        """The next compression of a request of `num_tokens` tokens, in tokens; None for none."""
+        if not self.compressed:
+            return None
+        if num_tokens < self.first_point:
+            return self.first_point
+        if not self.interval:
+            return None
+        every = self.interval * block_size
+        return self.first_point + ((num_tokens - self.first_point) // every + 1) * every
 
 
-def full_blocks(num_prompt_tokens: int, window: int, block_size: int) -> int:
-    """F: the number of prompt blocks before the observation window."""
-    return max(0, (num_prompt_tokens - window) // block_size)
+def full_blocks(num_tokens: int, window: int, block_size: int) -> int:
+    """F: the number of blocks before the observation window, which is at the end."""
+    return max(0, (num_tokens - window) // block_size)
+
+
+def first_point(
+    num_prompt_tokens: int, num_compressed_blocks: int, interval: int, window: int, block_size: int
+) -> int:
+    """The number of tokens at which a request is compressed for the first time.
+
+    A prompt is compressed when it is complete. If generated tokens are compressed too, a request
+    first grows to twice its budget. With fewer tokens the heads could not differ much in what they
+    keep, and a request keeps its first allocation.
+    """
+    if interval == 0:
+        return num_prompt_tokens
+    return max(num_prompt_tokens, 2 * num_compressed_blocks * block_size + window)
+
+
+def num_query_blocks(group_size: int, window: int, block_size: int) -> int:
+    """The blocks that hold the queries of an observation window of generated tokens.
+
+    group_size: query heads per KV head. A head block has room for `2 * block_size` vectors.
+    Returns 0 if not even the queries of one token fit in a block.
+    """
+    per_block = 2 * block_size // group_size
+    return -(-window // per_block) if per_block else 0
 
 
 def request_budget(settings: Settings, num_prompt_tokens: int, block_size: int) -> RequestBudget:
@@ -55,9 +114,19 @@ def request_budget(settings: Settings, num_prompt_tokens: int, block_size: int) 
     request with F <= K saves no block, so it is not compressed, and its K is 0. With
     `settings.budget` of 0 no request is compressed.
     """
-    num_full_blocks = full_blocks(num_prompt_tokens, settings.window, block_size)
     num_blocks = _budget_blocks(settings, num_prompt_tokens, block_size)
-    budget = RequestBudget(num_prompt_tokens, num_blocks, num_full_blocks, settings.policy)
+    interval = _interval(settings, block_size)
+    shape = (settings.window, block_size)
+    point = first_point(num_prompt_tokens, num_blocks, interval, *shape)
+    num_full_blocks = full_blocks(point, *shape)
+    budget = RequestBudget(
+        num_prompt_tokens,
+        num_blocks,
+        num_full_blocks,
+        settings.policy,
+        delay=point - num_prompt_tokens,
+        interval=interval,
+    )
     if num_blocks == 0:
         return budget.skipped("off")
     return budget if num_blocks < num_full_blocks else budget.skipped("too_short")
@@ -78,6 +147,16 @@ def max_requested_blocks(settings: Settings, max_num_prompt_tokens: int, block_s
     max_budget = max_num_prompt_tokens if settings.max_budget is None else settings.max_budget
     largest = settings.model_copy(update={"budget": max_budget, "keep_ratio": None})
     return max_compressed_blocks(largest, max_num_prompt_tokens, block_size)
+
+
+def _interval(settings: Settings, block_size: int) -> int:
+    """The blocks of tokens between two compressions: no more tokens than `compress_every`.
+
+    But at least a block, and at least an observation window.
+    """
+    if settings.compress_every == 0:
+        return 0
+    return max(1, settings.compress_every // block_size, -(-settings.window // block_size))
 
 
 def _budget_blocks(settings: Settings, num_prompt_tokens: int, block_size: int) -> int:

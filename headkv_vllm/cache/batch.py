@@ -2,11 +2,10 @@
 """What one step of the engine does with each token of its batch, on a CPU.
 
 A token is dense or compressed. A *dense* token attends all blocks of its request, as in any paged
-KV cache. A *compressed* token follows a compressed prompt, and each KV head attends its own head
-blocks. All tokens of a request without compressed blocks are dense. The prompt tokens of a
-compressed request are dense too, because the prompt is compressed after them. The step that
-computes the last prompt token compresses the prompt. It computes no later token of the request:
-the scheduler ends the chunk there.
+KV cache. A *compressed* token comes after a compression of its request, and each KV head attends
+its own head blocks. All tokens of a request without compressed blocks are dense. The prompt tokens
+of a compressed request are dense too, because the prompt is compressed after them. No step computes
+tokens of a request before and after a compression: the scheduler ends chunks there.
 
 The planner owns its batches. A batch is valid until the planner plans the next step.
 """
@@ -16,7 +15,7 @@ from functools import cached_property
 
 import torch
 
-from headkv_vllm.cache.compression import PromptCompression
+from headkv_vllm.cache.request_compression import RequestCompression
 
 Indices = slice | torch.Tensor
 """Indices into a batch: a slice if they are consecutive, which saves a copy, or [n] int64."""
@@ -59,17 +58,33 @@ class CompressedTokens:
 
 
 @dataclass(frozen=True)
+class WaitingQueries:
+    """Tokens whose queries are kept for a compression in a later step.
+
+    tokens: the indices of the tokens in the batch. places: [n] int64; see `WindowQueries`.
+    """
+
+    tokens: Indices
+    places: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """One step.
 
     slot_mapping: [num_tokens] int64, where the key and the value of each token are written.
-    compressions: the prompts that this step completes and compresses.
+    completed_prompts: the prompts that this step completes and compresses.
+    window_starts: of each of these prompts, the index in the batch of the first token of its
+        observation window.
+    waiting: the queries that must be kept; None if there are none.
     continues_last: whether this step decodes one token of the same compressed requests as the
         step before, with the same block tables. Then only slots and lengths differ, by one.
     """
 
     slot_mapping: torch.Tensor
-    dense: DenseTokens | None
-    compressions: tuple[PromptCompression, ...]
-    compressed: CompressedTokens | None
+    dense: DenseTokens | None = None
+    compressed: CompressedTokens | None = None
+    completed_prompts: tuple[RequestCompression, ...] = ()
+    window_starts: tuple[int, ...] = ()
+    waiting: WaitingQueries | None = None
     continues_last: bool = False

@@ -33,7 +33,7 @@ def head_seq_lens(
     """How many entries each head of a compressed request attends.
 
     num_head_blocks: [num_reqs, L, H] int32, n: how many head blocks each head keeps.
-    num_full_blocks: [num_reqs] int32, F: how many prompt blocks they replace.
+    num_full_blocks: [num_reqs] int32, F: how many blocks of tokens they replace.
     seq_lens: [num_reqs] int32, the number of tokens of each request.
     Returns [L, num_reqs * H] int32: n * block_size + (seq_len - F * block_size).
     """
@@ -79,10 +79,10 @@ def head_block_tables(
 class HeadBlockTables:
     """The lengths and block tables of all heads of the requests that decode.
 
-    The tables of a request change only when its row changes, once in `block_size` steps. In all
-    other steps only its lengths grow, by one. So this class keeps the tables of the last step,
-    and the rows from which they were built. It rebuilds the tables of requests whose row differs
-    from the row that was at the same index in the last step.
+    The tables of a request change when its row changes, once in `block_size` steps, and when the
+    request is compressed again. In all other steps only its lengths grow, by one. So this class
+    keeps the tables of the last step, and the rows from which they were built. It rebuilds the
+    tables of requests whose row differs from the row that was at the same index in the last step.
     """
 
     def __init__(
@@ -109,8 +109,10 @@ class HeadBlockTables:
             # tables are rebuilt.
             self._generation = self._allocations.adaptive.generation
             self._max_seq_lens[:] = 0
-        is_valid = (rows == self._rows[:num_reqs]).all(1) & (
-            seq_lens <= self._max_seq_lens[:num_reqs]
+        is_valid = (
+            (rows == self._rows[:num_reqs]).all(1)
+            & (seq_lens >= self._min_seq_lens[:num_reqs])
+            & (seq_lens <= self._max_seq_lens[:num_reqs])
         )
         if not is_valid.all():
             stale = np.flatnonzero(~is_valid)
@@ -132,15 +134,19 @@ class HeadBlockTables:
         """Drop all tables, and make room for `num_reqs` rows."""
         heads = (self._num_layers, num_reqs, self._num_kv_heads)
         self._rows = np.zeros((num_reqs, row_width), dtype=np.int32)
+        self._min_seq_lens = np.zeros(num_reqs, dtype=np.int64)
         self._max_seq_lens = np.zeros(num_reqs, dtype=np.int32)
-        """The length up to which a request's tables are valid; 0 if it has no tables."""
+        """The lengths from which and up to which a request's tables are valid: those of tokens
+        after the same compression, up to the same last block. 0 if a request has no tables."""
         self._offsets = torch.zeros(heads, dtype=torch.int32)
         """The length of each head minus the length of its request."""
         self._tables = torch.zeros((*heads, 0), dtype=torch.int32)
         self._views_of: dict[int, LayerTables] = {}
 
     def _rebuild(self, indices: IntArray, rows: IntArray, seq_lens: IntArray) -> None:
-        max_seq_lens = -(-seq_lens // self._block_size) * self._block_size
+        blocks = -(-seq_lens // self._block_size)
+        next_point = self._allocations.points.next(rows, seq_lens)
+        max_seq_lens = np.minimum(blocks * self._block_size, next_point).astype(np.int32)
         tables, num_entries = self._build(rows, max_seq_lens)
         width = tables.shape[-1]
         if width > self._tables.shape[-1]:
@@ -151,12 +157,14 @@ class HeadBlockTables:
         self._tables[:, indices, :, :width] = tables.unflatten(1, by_request)
         offsets = num_entries.unflatten(1, by_request) - torch.from_numpy(max_seq_lens)[:, None]
         self._offsets[:, indices] = offsets
-        self._rows[indices], self._max_seq_lens[indices] = rows, max_seq_lens
+        self._rows[indices] = rows
+        self._min_seq_lens[indices] = self._allocations.points.previous(rows, seq_lens) + 1
+        self._max_seq_lens[indices] = max_seq_lens
 
     def _build(self, rows: IntArray, seq_lens: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
         """The tables [L, num_reqs * H, width] and lengths [L, num_reqs * H], from the rows."""
         allocations = np.stack([self._allocations.allocation(row) for row in rows])
-        arrays = (allocations, self._allocations.num_full_blocks(rows), seq_lens)
+        arrays = (allocations, self._allocations.points.replaced_blocks(rows, seq_lens), seq_lens)
         num_head_blocks, full, ends = (torch.from_numpy(array) for array in arrays)
         size, block_table = self._block_size, torch.from_numpy(rows)
         tables = head_block_tables(block_table, num_head_blocks, full, ends, size)

@@ -5,24 +5,30 @@ Per-request and per-token arrays are NumPy arrays. A decode step needs many call
 and such calls are much faster in NumPy than in torch.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from headkv_vllm.arrays import BoolArray, IntArray
-from headkv_vllm.budgets.request import full_blocks
-from headkv_vllm.cache.batch import Batch, CompressedTokens, DenseTokens, Indices
+from headkv_vllm.cache.batch import Batch, CompressedTokens, DenseTokens, Indices, WaitingQueries
 from headkv_vllm.cache.block_row import (
     HEADER_SIZE,
     dense_block_table,
-    num_compressed_blocks,
+    intervals,
+    num_private_blocks,
     num_prompt_tokens,
     slot_mapping,
 )
-from headkv_vllm.cache.compression import PromptCompression, prompt_compression
+from headkv_vllm.cache.compression_points import CompressionPoints
 from headkv_vllm.cache.head_block_tables import HeadBlockTables
+from headkv_vllm.cache.request_compression import RequestCompression, request_compression
 from headkv_vllm.cache.row_allocations import RowAllocations
+from headkv_vllm.cache.window_queries import window_places
+
+CompressAgain = Callable[[RequestCompression, torch.Tensor], None]
+"""Compresses a request now. Its second argument is [Q] int64, the blocks of its queries."""
 
 
 class BatchPlanner:
@@ -33,13 +39,20 @@ class BatchPlanner:
         allocations: RowAllocations,
         num_layers: int,
         num_kv_heads: int,
-        block_size: int,
-        window: int,
+        compress_again: CompressAgain,
+        queries_per_block: int,
     ) -> None:
+        """compress_again: is called before the step is planned, for each request at a compression
+            point after its prompt.
+        queries_per_block: tokens whose queries fit in a block; see `window_queries`.
+        """
+        self._points = allocations.points
+        block_size, self._window = self._points.block_size, self._points.window
+        self._compress_again, self._queries_per_block = compress_again, queries_per_block
         self._allocations = allocations
         self._tables = HeadBlockTables(allocations, num_layers, num_kv_heads, block_size)
         self._num_kv_heads = num_kv_heads
-        self._block_size, self._window = block_size, window
+        self._block_size = block_size
         self._decode_run: _DecodeRun | None = None
 
     def plan(
@@ -59,18 +72,28 @@ class BatchPlanner:
         computed = ends - query_lens
         requests, positions = _tokens(starts, computed, ends)
         slots = torch.from_numpy(slot_mapping(rows, requests, positions, self._block_size))
-        if not num_compressed_blocks(rows).any():
-            return Batch(slots, self._all_dense(block_table, query_start_loc, seq_lens), (), None)
-        is_compressed = (num_compressed_blocks(rows) > 0) & (computed >= num_prompt_tokens(rows))
+        is_private = num_private_blocks(rows) > 0
+        if not is_private.any():
+            return Batch(slots, self._all_dense(block_table, query_start_loc, seq_lens))
+        is_compressed = is_private & (computed >= self._points.first(rows))
+        waiting = None
+        if intervals(rows).any():
+            self._compress_due(rows, computed)
+            waiting = self._waiting_queries(rows, requests, positions)
         if len(positions) == len(rows) and is_compressed.all():
-            batch = Batch(slots, None, (), self._all_compressed(rows, ends))
-            self._decode_run = _DecodeRun(batch, rows, starts, ends, self._block_size)
+            compressed = self._all_compressed(rows, ends)
+            batch = Batch(slots, None, compressed, waiting=waiting)
+            if waiting is None:
+                self._decode_run = _DecodeRun(batch, rows, starts, ends, self._points)
             return batch
+        completed, window_starts = self._completed_prompts(rows, starts, computed, ends)
         return Batch(
             slots,
             self._dense(block_table, query_start_loc, seq_lens, query_lens, ~is_compressed),
-            self._compressions(rows, starts, computed, ends),
             self._compressed(rows, ends, query_lens, is_compressed),
+            completed,
+            window_starts,
+            waiting,
         )
 
     def check_integrity(self) -> None:
@@ -106,9 +129,9 @@ class BatchPlanner:
         return DenseTokens(tokens, query_start_loc, seq_lens, blocks)
 
     def _dense_blocks(self, block_table: torch.Tensor, seq_lens: torch.Tensor) -> torch.Tensor:
-        num_compressed = num_compressed_blocks(block_table.numpy())
-        first = int(num_compressed[0])
-        if (num_compressed == first).all():
+        num_private = num_private_blocks(block_table.numpy())
+        first = int(num_private[0])
+        if (num_private == first).all():
             return block_table[:, HEADER_SIZE + first :]
         return dense_block_table(block_table, -(-int(seq_lens.max()) // self._block_size))
 
@@ -138,25 +161,50 @@ class BatchPlanner:
         heads = np.arange(num_kv_heads)[:, None]
         return _indices(np.concatenate([(tokens + heads).ravel() for tokens in by_request]))
 
-    def _compressions(
+    def _completed_prompts(
         self, rows: IntArray, starts: IntArray, computed: IntArray, seq_lens: IntArray
-    ) -> tuple[PromptCompression, ...]:
+    ) -> tuple[tuple[RequestCompression, ...], tuple[int, ...]]:
+        """The prompts that the step completes and compresses, and where their windows begin."""
         lengths = num_prompt_tokens(rows)
         completes = (computed < lengths) & (seq_lens >= lengths)
-        requests = np.flatnonzero(completes & (num_compressed_blocks(rows) > 0)).tolist()
-        is_end = seq_lens[requests] == lengths[requests]
-        assert is_end.all(), "a chunk ends with a prompt that is compressed"
-        return tuple(
-            prompt_compression(
-                rows[request, :HEADER_SIZE],
-                torch.from_numpy(rows[request]),
-                self._allocations,
-                full_blocks(int(lengths[request]), self._window, self._block_size),
-                self._block_size,
-                int(starts[request + 1]) - self._window,
-            )
-            for request in requests
+        is_at_end = (num_private_blocks(rows) > 0) & (self._points.first(rows) == lengths)
+        requests = np.flatnonzero(completes & is_at_end).tolist()
+        assert (seq_lens[requests] == lengths[requests]).all(), (
+            "a chunk ends with a prompt that is compressed"
         )
+        compressions = tuple(self._compression(rows, r, int(lengths[r])) for r in requests)
+        return compressions, tuple(int(starts[r + 1]) - self._window for r in requests)
+
+    def _compress_due(self, rows: IntArray, computed: IntArray) -> None:
+        """Compress the requests that are at a compression point after their prompts."""
+        for request in np.flatnonzero(self._points.are_due(rows, computed)).tolist():
+            compression = self._compression(rows, request, int(computed[request]))
+            self._compress_again(compression, torch.from_numpy(self._query_blocks(rows[request])))
+
+    def _compression(self, rows: IntArray, request: int, num_tokens: int) -> RequestCompression:
+        row = rows[request]
+        return request_compression(row, torch.from_numpy(row), self._allocations, num_tokens)
+
+    def _query_blocks(self, row: IntArray) -> IntArray:
+        """[Q] int64, the private blocks of a request that hold queries."""
+        first, end = self._points.num_compressed_blocks(row), num_private_blocks(row)
+        return row[HEADER_SIZE + int(first) : HEADER_SIZE + int(end)].astype(np.int64)
+
+    def _waiting_queries(
+        self, rows: IntArray, requests: IntArray, positions: IntArray
+    ) -> WaitingQueries | None:
+        """The tokens of observation windows whose compression comes in a later step."""
+        ends = positions + 1
+        of_tokens = rows[requests, :HEADER_SIZE]
+        points = self._points.next(of_tokens, ends)
+        is_own = (intervals(of_tokens) > 0) & (points > num_prompt_tokens(of_tokens))
+        tokens = np.flatnonzero(is_own & (positions >= points - self._window))
+        if len(tokens) == 0:
+            return None
+        blocks = np.stack([self._query_blocks(rows[request]) for request in requests[tokens]])
+        indices = positions[tokens] - (points[tokens] - self._window)
+        places = window_places(blocks, indices, self._queries_per_block)
+        return WaitingQueries(_indices(tokens), torch.from_numpy(places))
 
 
 class _DecodeRun:
@@ -168,7 +216,12 @@ class _DecodeRun:
     """
 
     def __init__(
-        self, batch: Batch, rows: IntArray, starts: IntArray, seq_lens: IntArray, block_size: int
+        self,
+        batch: Batch,
+        rows: IntArray,
+        starts: IntArray,
+        seq_lens: IntArray,
+        points: CompressionPoints,
     ) -> None:
         """batch: of the first step. rows: [num_reqs, width]. seq_lens: [num_reqs].
         starts: [num_reqs + 1], the step's `query_start_loc`.
@@ -177,7 +230,10 @@ class _DecodeRun:
         """
         self._batch = batch
         self._rows, self._starts, self._seq_lens = rows.copy(), starts.copy(), seq_lens.copy()
-        self._max_seq_lens = -(-seq_lens // block_size) * block_size
+        max_seq_lens = -(-seq_lens // points.block_size) * points.block_size
+        # The queries of an observation window wait for a compression, so its steps are others.
+        window_starts = points.next(rows, seq_lens) - points.window
+        self._max_seq_lens = np.minimum(max_seq_lens, window_starts)
 
     def next(self, rows: IntArray, starts: IntArray, seq_lens: IntArray) -> Batch | None:
         """The batch of the next step; None if the next step is of another kind."""
@@ -196,7 +252,6 @@ class _DecodeRun:
         self._batch = Batch(
             self._batch.slot_mapping + 1,
             None,
-            (),
             replace(compressed, seq_lens=compressed.seq_lens + 1),
             continues_last=True,
         )

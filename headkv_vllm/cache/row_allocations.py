@@ -1,58 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
 """The allocation of a request, from its row."""
 
-import numpy as np
-
 from headkv_vllm.arrays import IntArray
 from headkv_vllm.budgets.adaptive_allocations import AdaptiveAllocations
 from headkv_vllm.budgets.allocation import Allocation
 from headkv_vllm.budgets.allocation_cache import AllocationCache
 from headkv_vllm.budgets.policies import POLICIES, Policy
 from headkv_vllm.budgets.request import RequestBudget, full_blocks
-from headkv_vllm.cache.block_row import compressed_blocks, num_prompt_tokens
+from headkv_vllm.cache.block_row import HEADER_SIZE, num_prompt_tokens
+from headkv_vllm.cache.compression_points import CompressionPoints
 
 _POLICY_NAMES = tuple(POLICIES)
 
 
 class RowAllocations:
-    """n[L, H] of the requests of one worker."""
+    """n[L, H] of the requests of one worker. A request keeps its first allocation."""
 
     def __init__(
-        self,
-        static: AllocationCache,
-        adaptive: AdaptiveAllocations,
-        window: int,
-        block_size: int,
+        self, static: AllocationCache, adaptive: AdaptiveAllocations, points: CompressionPoints
     ) -> None:
-        """static: allocations that the prompt's length decides.
+        """static: allocations that the number of tokens decides.
         adaptive: allocations that prompts have decided so far.
-        window, block_size: in tokens.
         """
-        self._static, self.adaptive = static, adaptive
-        self._window, self._block_size = window, block_size
+        self._static, self.adaptive, self.points = static, adaptive, points
 
     def policy(self, row: IntArray) -> Policy:
         """The policy of a request. row: the row, or only its header."""
         return POLICIES[_POLICY_NAMES[row[2]]]
 
-    def num_full_blocks(self, rows: IntArray) -> IntArray:
-        """F of each row; see `request.full_blocks`. rows: [num_reqs, width]. Returns [num_reqs]."""
-        full: IntArray = (num_prompt_tokens(rows) - self._window).clip(0) // self._block_size
-        return full.astype(np.int32)
+    def compressed_blocks(self, row: IntArray) -> IntArray:
+        """c_0 .. c_{K-1}, the first private blocks of one row. row: [width]. Returns [K]."""
+        num_compressed = int(self.points.num_compressed_blocks(row))
+        blocks: IntArray = row[HEADER_SIZE : HEADER_SIZE + num_compressed]
+        return blocks
 
     def static_allocation(self, row: IntArray) -> Allocation:
-        """n[L, H], as the prompt's length decides it. row: the row, or only its header.
+        """n[L, H], as the number of tokens decides it. row: the row, or only its header.
 
         Under an adaptive policy only the sum of each layer is final.
         """
-        length, num_blocks, policy = row[:3].tolist()
-        full = full_blocks(length, self._window, self._block_size)
-        return self._static.allocation(
-            RequestBudget(length, num_blocks, full, _POLICY_NAMES[policy])
-        )
+        points = self.points
+        first = int(points.first(row))
+        full = full_blocks(first, points.window, points.block_size)
+        num_blocks, policy = int(points.num_compressed_blocks(row)), _POLICY_NAMES[row[2]]
+        length = int(num_prompt_tokens(row))
+        budget = RequestBudget(length, num_blocks, full, policy, delay=first - length)
+        return self._static.allocation(budget)
 
     def allocation(self, row: IntArray) -> Allocation:
         """n[L, H] of a request that has been compressed."""
         if self.policy(row).adaptive:
-            return self.adaptive.allocation(compressed_blocks(row).tolist())
+            return self.adaptive.allocation(self.compressed_blocks(row).tolist())
         return self.static_allocation(row)

@@ -54,6 +54,7 @@ def window_attention(
     scale: torch.Tensor | float,
     logits_soft_cap: torch.Tensor | None = None,
     reduction: str = "mean",
+    padding: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The attention of the observation window to every position, reduced to one value per KV head.
 
@@ -64,6 +65,7 @@ def window_attention(
         ignored.
     scale, logits_soft_cap: of the attention layers; numbers, or [heads, 1, 1] float32.
     reduction: one of `QUERY_REDUCTIONS`.
+    padding: [heads, 1] int64, how many of each head's first keys are ignored; None for none.
     Returns [heads, num_tokens] float32: the softmax over all keys, causal inside the window, and
         then reduced over the window's queries and the KV head's query heads.
     """
@@ -75,6 +77,9 @@ def window_attention(
     logits[..., num_tokens - window :].unflatten(1, (-1, window)).masked_fill_(
         future, float("-inf")
     )
+    if padding is not None:
+        is_padding = torch.arange(num_tokens, device=query.device) < padding
+        logits.masked_fill_(is_padding[:, None], float("-inf"))
     attention = logits.softmax(-1)
     return QUERY_REDUCTIONS[reduction](attention)
 
@@ -118,15 +123,18 @@ def value_norms(value: torch.Tensor) -> torch.Tensor:
     return value.float().abs().sum(-1)
 
 
-def recency(num_positions: int, sink: int, device: torch.device) -> torch.Tensor:
+def recency(
+    num_positions: int, sink: int, device: torch.device, padding: torch.Tensor | None = None
+) -> torch.Tensor:
     """Scores for StreamingLLM (arXiv 2309.17453), which needs no attention.
 
-    Returns [num_positions] float32: the first `sink` positions have the highest score, and the
-    scores of the others grow with the position.
+    padding: [heads, 1] int64, how many of each head's first positions do not count.
+    Returns [num_positions] or [heads, num_positions] float32: the first `sink` positions have the
+    highest score, and the scores of the others grow with the position.
     """
-    scores = torch.arange(num_positions, dtype=torch.float32, device=device)
-    scores[:sink] = num_positions
-    return scores
+    positions = torch.arange(num_positions, device=device)
+    is_sink = positions < (sink if padding is None else padding + sink)
+    return positions.float().where(~is_sink, num_positions)
 
 
 def count_best(scores: torch.Tensor, num_best: int) -> IntArray:

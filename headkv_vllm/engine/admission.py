@@ -32,6 +32,7 @@ class Forecast:
     num_tokens: tokens of its prompt and its answer so far. num_left: tokens that it is expected to
     generate from now on. num_held: blocks now. num_to_prefill: blocks that it still needs to
     complete its prompt. num_after: blocks for `num_tokens` tokens after its compression.
+    is_bounded: whether `num_after` is a maximum, however long its answer is.
     """
 
     num_tokens: int
@@ -39,6 +40,7 @@ class Forecast:
     num_held: int
     num_to_prefill: int
     num_after: int
+    is_bounded: bool = False
 
 
 class Admission:
@@ -82,18 +84,29 @@ class Admission:
         if not budget.compressed:
             return None
         block_size, num_held = self._manager.block_size, self._manager.num_held(request.request_id)
-        num_uncompressed = budget.num_compressed_blocks + cdiv(request.num_tokens, block_size)
-        num_after = num_uncompressed - budget.num_full_blocks
+        num_private = self._manager.num_private_blocks(budget)
+        num_uncompressed = num_private + cdiv(request.num_tokens, block_size)
         is_complete = request.num_computed_tokens >= request.num_prompt_tokens
         num_to_prefill = 0 if is_complete else max(0, num_uncompressed - num_held)
-        return Forecast(
-            request.num_tokens, self._num_left(request), num_held, num_to_prefill, num_after
-        )
+        num_left, num_tokens = self._num_left(request), request.num_tokens
+        if not budget.interval:
+            num_after = num_uncompressed - budget.num_full_blocks
+            return Forecast(num_tokens, num_left, num_held, num_to_prefill, num_after)
+        # Between two compressions its blocks go up and down. Each request may be at its maximum.
+        most = self._manager.max_blocks_again(budget)
+        if request.num_computed_tokens < budget.first_point:
+            most = self._manager.max_blocks(budget, num_tokens + num_left)
+        return Forecast(num_tokens, num_left, num_held, num_to_prefill, most, is_bounded=True)
 
     def _growth(self, forecast: Forecast, num_steps: int) -> int:
         """Blocks that a request needs in the next `num_steps` steps."""
         size, num_tokens = self._manager.block_size, forecast.num_tokens
-        return cdiv(num_tokens + min(num_steps, forecast.num_left), size) - cdiv(num_tokens, size)
+        num_later = num_tokens + min(num_steps, forecast.num_left)
+        growth = cdiv(num_later, size) - cdiv(num_tokens, size)
+        if forecast.is_bounded:
+            room = forecast.num_after - forecast.num_held - forecast.num_to_prefill
+            return max(0, min(growth, room))
+        return growth
 
     def _num_left(self, request: Request) -> int:
         """An answer above the mean length is expected to continue for one block."""
@@ -107,8 +120,9 @@ def peak(forecasts: list[Forecast], block_size: int) -> int:
 
     All requests grow by a token per step until one ends, so a peak is always at an end.
     """
-    arrays = np.array([(c.num_tokens, c.num_left, c.num_after) for c in forecasts])
-    num_tokens, num_left, num_after = arrays.T
+    arrays = np.array([(c.num_tokens, c.num_left, c.num_after, c.is_bounded) for c in forecasts])
+    num_tokens, num_left, num_after, is_bounded = arrays.T
     ends = num_left[:, None]
     grown = -(-(num_tokens + ends) // block_size) - -(-num_tokens // block_size)
-    return int(np.where(num_left >= ends, num_after + grown, 0).sum(1).max())
+    held = num_after + np.where(is_bounded, 0, grown)
+    return int(np.where(num_left >= ends, held, 0).sum(1).max())

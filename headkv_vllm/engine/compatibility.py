@@ -30,12 +30,14 @@ class Limits:
     cache_dtypes: allowed values of `--kv-cache-dtype`, besides the model's dtype.
     min_window: the smallest observation window. max_window_queries: a limit for the window times
         the query heads of a KV head. max_drafts: the maximum of speculative tokens per step.
+    compresses_again: whether the backend compresses requests while they generate.
     """
 
     cache_dtypes: tuple[str, ...] = ()
     min_window: int = 1
     max_window_queries: int | None = None
     max_drafts: int | None = None
+    compresses_again: bool = True
 
 
 def check_supported(vllm_config: "VllmConfig", settings: Settings, limits: Limits) -> None:
@@ -51,6 +53,26 @@ def check_supported(vllm_config: "VllmConfig", settings: Settings, limits: Limit
     _check_window(vllm_config, settings, limits)
     _check_drafts(vllm_config, limits.max_drafts)
     _check_chunks(vllm_config, settings)
+    reason = why_not_again(vllm_config, settings, limits)
+    if settings.compress_every and reason:
+        raise UnsupportedError(
+            f"--attention-backend headkv does not support compress_every="
+            f"{settings.compress_every}: {reason}; it must be 0"
+        )
+
+
+def why_not_again(vllm_config: "VllmConfig", settings: Settings, limits: Limits) -> str | None:
+    """Why no request can be compressed while it generates; None if requests can."""
+    from headkv_vllm.engine.settings import query_blocks
+
+    if not limits.compresses_again:
+        return "the backend for this platform compresses prompts only"
+    block_size = vllm_config.cache_config.block_size
+    if not query_blocks(vllm_config, settings, block_size):
+        return (
+            f"with blocks of {block_size} tokens, a block has no room for the queries of one token"
+        )
+    return None
 
 
 def _check_cache_dtype(vllm_config: "VllmConfig", cache_dtypes: tuple[str, ...]) -> None:

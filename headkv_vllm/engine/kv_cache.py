@@ -24,9 +24,9 @@ from headkv_vllm.budgets.request import (
     max_compressed_blocks,
     max_requested_blocks,
 )
-from headkv_vllm.cache.block_row import HEADER_SIZE, num_row_entries
+from headkv_vllm.cache.block_row import HEADER_SIZE, num_row_entries, row_header
 from headkv_vllm.engine.logger import logger
-from headkv_vllm.engine.settings import read_settings
+from headkv_vllm.engine.settings import query_blocks, read_settings
 from headkv_vllm.errors import UnsupportedError, shown
 
 
@@ -49,8 +49,9 @@ class HeadKVSpec(FullAttentionSpec):
     def max_num_blocks_per_req(self, vllm_config: VllmConfig, max_len: int) -> int:
         """Width of a block-table row for all budgets that requests may ask for: see `block_row`."""
         settings = read_settings(vllm_config)
-        num_compressed_blocks = max_requested_blocks(settings, max_len, self.block_size)
-        return num_row_entries(num_compressed_blocks, cdiv(max_len, self.block_size))
+        num_private_blocks = max_requested_blocks(settings, max_len, self.block_size)
+        num_private_blocks += query_blocks(vllm_config, settings, self.block_size)
+        return num_row_entries(num_private_blocks, cdiv(max_len, self.block_size))
 
     @override
     def max_memory_usage_bytes(self, vllm_config: VllmConfig) -> int:
@@ -61,8 +62,10 @@ class HeadKVSpec(FullAttentionSpec):
         """
         max_model_len = vllm_config.model_config.max_model_len
         settings = read_settings(vllm_config)
-        num_compressed_blocks = max_compressed_blocks(settings, max_model_len, self.block_size)
-        num_blocks = cdiv(max_model_len, self.block_size) + num_compressed_blocks
+        num_blocks = cdiv(max_model_len, self.block_size)
+        num_blocks += max_compressed_blocks(settings, max_model_len, self.block_size)
+        if settings.compress_every:
+            num_blocks += query_blocks(vllm_config, settings, self.block_size)
         return num_blocks * self.page_size_bytes
 
 
@@ -75,7 +78,8 @@ class HeadKVManager(FullAttentionManager):
     The scheduler announces each request's budget before it allocates blocks, and withdraws the
     budget when the request has ended. A preempted request keeps its budget and loses its row.
 
-    num_freed_blocks: prompt blocks that compressed requests have freed so far.
+    num_freed_blocks: blocks of tokens that compressed requests have freed so far.
+    num_replaced_blocks: of each request with a row, the blocks of tokens that it has freed.
     """
 
     # Only full prompt blocks are shared.
@@ -85,6 +89,9 @@ class HeadKVManager(FullAttentionManager):
         super().__init__(*args, **kwargs)
         self.budgets: dict[str, RequestBudget] = {}
         self.num_freed_blocks = 0
+        self.num_replaced_blocks: dict[str, int] = {}
+        self.num_query_blocks = 0
+        """Private blocks of a request that is compressed again. The scheduler sets the number."""
         self.admission: Callable[[str, int], int] = lambda _, num_missing: num_missing
         """Gives the blocks that must be free before a waiting request may run.
 
@@ -99,13 +106,35 @@ class HeadKVManager(FullAttentionManager):
         """Called when the request has ended and its blocks are free."""
         self.budgets.pop(request_id, None)
 
-    def can_hold(self, num_tokens: int, num_compressed_blocks: int) -> bool:
-        """Whether the whole pool has room for a request of `num_tokens` tokens in total.
+    def num_private_blocks(self, budget: RequestBudget) -> int:
+        """M: the compressed blocks, and those for queries."""
+        if not budget.compressed:
+            return 0
+        return budget.num_compressed_blocks + (self.num_query_blocks if budget.interval else 0)
 
-        After a preemption the request holds all its tokens and its compressed blocks.
+    def max_blocks(self, budget: RequestBudget, num_tokens: int) -> int:
+        """The maximum that a request of `num_tokens` tokens in total holds at a time.
+
+        After a preemption a request that is compressed once holds all its tokens and its compressed
+        blocks. A request that is compressed again never holds the blocks of all its tokens.
         """
-        num_blocks = cdiv(num_tokens, self.block_size) + num_compressed_blocks
-        return num_blocks < self.block_pool.num_gpu_blocks  # one block is the null block
+        num_blocks = self.num_private_blocks(budget) + cdiv(num_tokens, self.block_size)
+        if not budget.interval:
+            return num_blocks
+        before = self.num_private_blocks(budget) + cdiv(budget.first_point, self.block_size)
+        # With the step after the point the request still holds what the compression replaces. With
+        # asynchronous scheduling, there is one more such step.
+        return min(num_blocks, max(before + 1, self.max_blocks_again(budget)))
+
+    def max_blocks_again(self, budget: RequestBudget) -> int:
+        """The maximum that a request holds between two compressions, both included."""
+        tail = cdiv(budget.first_point, self.block_size) - budget.num_full_blocks
+        return self.num_private_blocks(budget) + tail + budget.interval + 1
+
+    def can_hold(self, budget: RequestBudget, num_tokens: int) -> bool:
+        """Whether the whole pool has room for a request of `num_tokens` tokens in total."""
+        # One block of the pool is the null block.
+        return self.max_blocks(budget, num_tokens) < self.block_pool.num_gpu_blocks
 
     @override
     def get_num_blocks_to_allocate(
@@ -124,18 +153,29 @@ class HeadKVManager(FullAttentionManager):
         """
         row = self.req_to_blocks.get(request_id)
         num_held = len(row) if row else HEADER_SIZE + len(new_computed_blocks)
-        num_missing = max(0, self._row_length(request_id, num_tokens) - num_held)
+        num_entries = self._row_length(request_id, num_tokens)
+        if apply_admission_cap and (budget := self.budgets[request_id]).interval:
+            # vLLM asks for all tokens of the request, and it never holds all of them at a time.
+            num_replaced = self.num_replaced_blocks.get(request_id, 0)
+            most = HEADER_SIZE + self.max_blocks(budget, num_tokens) + num_replaced
+            num_entries = min(num_entries, most)
+        num_missing = max(0, num_entries - num_held)
         num_missing += self._get_num_evictable_blocks(new_computed_blocks)
         return self.admission(request_id, num_missing) if apply_admission_cap else num_missing
+
+    @override
+    def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
+        """The row of a request that has ended or is preempted."""
+        self.num_replaced_blocks.pop(request_id, None)
+        row: list[KVCacheBlock] = super().pop_blocks_for_free(request_id)
+        return row
 
     def num_held(self, request_id: str) -> int:
         """Blocks of the pool in the request's row, without header entries."""
         row = self.req_to_blocks.get(request_id)
         if not row:
             return 0
-        budget, first = self.budgets[request_id], self._num_leading_entries(request_id)
-        has_given_back = len(row) > first and row[first].is_null
-        return len(row) - HEADER_SIZE - (budget.num_full_blocks if has_given_back else 0)
+        return len(row) - HEADER_SIZE - self.num_replaced_blocks.get(request_id, 0)
 
     @override
     def allocate_new_blocks(
@@ -191,30 +231,29 @@ class HeadKVManager(FullAttentionManager):
         processed_computed_tokens: int,
         num_prompt_tokens: int | None = None,
     ) -> None:
-        """Free the full prompt blocks of a compressed request when its prompt is processed.
+        """Free the blocks of a request that head blocks have replaced.
 
-        "Processed" means that the step has finished, so no running step reads the blocks. The
-        blocks keep their hashes and serve prefix hits until the pool needs them.
+        "Processed" means that the step has finished, so no running step reads the blocks. Blocks
+        of a prompt keep their hashes and serve prefix hits until the pool needs them.
         """
-        budget = self.budgets.get(request_id)
-        if budget is None or not budget.compressed:
+        if request_id not in self.num_replaced_blocks:  # no row
             return
-        first = self._num_leading_entries(request_id)
-        row = self.req_to_blocks.get(request_id, [])
-        if len(row) <= first or row[first].is_null:  # not started, or already freed
+        budget, before = self.budgets[request_id], self.num_replaced_blocks[request_id]
+        after = budget.num_replaced_blocks(processed_computed_tokens, self.block_size)
+        if after <= before:
             return
-        if processed_computed_tokens >= budget.num_prompt_tokens:
-            num_held = self.num_held(request_id)
-            self._remove_blocks_in_range(request_id, first, first + budget.num_full_blocks)
-            self.num_freed_blocks += budget.num_full_blocks
-            logger.debug(
-                "HeadKV: request %s compressed its prompt of %d tokens: it held %d blocks, "
-                "and now holds %d",
-                request_id,
-                budget.num_prompt_tokens,
-                num_held,
-                self.num_held(request_id),
-            )
+        num_held, first = self.num_held(request_id), self._num_leading_entries(request_id)
+        self._remove_blocks_in_range(request_id, first + before, first + after)
+        self.num_freed_blocks += after - before
+        self.num_replaced_blocks[request_id] = after
+        logger.debug(
+            "HeadKV: request %s was compressed at no more than %d tokens: it held %d blocks, "
+            "and now holds %d",
+            request_id,
+            processed_computed_tokens,
+            num_held,
+            self.num_held(request_id),
+        )
 
     def check_integrity(self) -> None:
         """Assert that the block accounting is right.
@@ -231,13 +270,15 @@ class HeadKVManager(FullAttentionManager):
             num_leading = self._num_leading_entries(request_id)
             assert self._has_header(request_id)
             header = [entry.block_id for entry in row[:HEADER_SIZE]]
-            assert header == _header(budget)
+            assert header == self._header(budget)
+            num_replaced = self.num_replaced_blocks[request_id]
+            assert all(block.is_null for block in row[num_leading : num_leading + num_replaced])
             assert self.num_held(request_id) == sum(not block.is_null for block in row)
             for block in row[HEADER_SIZE:num_leading]:
                 assert block.ref_cnt == 1 and block.block_hash is None and not block.is_null
                 assert owners.setdefault(block.block_id, request_id) == request_id
-            num_private = budget.num_full_blocks if budget.compressed else len(row)
-            for block in row[num_leading + num_private :]:
+            num_shared = budget.num_full_blocks if budget.compressed else len(row)
+            for block in row[num_leading + max(num_shared, num_replaced) :]:
                 assert block.ref_cnt == 1 and block.block_hash is None and not block.is_null
 
     def _check_pool(self) -> None:
@@ -249,7 +290,7 @@ class HeadKVManager(FullAttentionManager):
         assert pool.get_num_free_blocks() + len(held) == pool.num_gpu_blocks - 1
 
     def _num_leading_entries(self, request_id: str) -> int:
-        return num_row_entries(self.budgets[request_id].num_compressed_blocks, 0)
+        return num_row_entries(self.num_private_blocks(self.budgets[request_id]), 0)
 
     def _row_length(self, request_id: str, num_tokens: int) -> int:
         return self._num_leading_entries(request_id) + cdiv(num_tokens, self.block_size)
@@ -261,8 +302,9 @@ class HeadKVManager(FullAttentionManager):
 
     def _new_header(self, request_id: str) -> list[KVCacheBlock]:
         budget = self.budgets[request_id]
-        header = [KVCacheBlock(block_id=value, is_null=True) for value in _header(budget)]
-        return header + self._take_blocks(budget.num_compressed_blocks)
+        self.num_replaced_blocks[request_id] = 0
+        header = [KVCacheBlock(block_id=value, is_null=True) for value in self._header(budget)]
+        return header + self._take_blocks(self.num_private_blocks(budget))
 
     def _take_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
         if num_blocks == 0:
@@ -272,7 +314,7 @@ class HeadKVManager(FullAttentionManager):
             self.new_block_ids.extend(block.block_id for block in blocks)
         return blocks
 
-
-def _header(budget: RequestBudget) -> list[int]:
-    policy_index = list(POLICIES).index(budget.policy)
-    return [budget.num_prompt_tokens, budget.num_compressed_blocks, policy_index]
+    def _header(self, budget: RequestBudget) -> list[int]:
+        policy_index = list(POLICIES).index(budget.policy)
+        num_private = self.num_private_blocks(budget)
+        return row_header(budget.num_prompt_tokens, num_private, policy_index, budget.interval)

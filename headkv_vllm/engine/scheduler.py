@@ -18,7 +18,7 @@ from headkv_vllm.engine.logger import logger
 from headkv_vllm.engine.metrics.definitions import message_of
 from headkv_vllm.engine.metrics.scheduler_counts import SchedulerCounts
 from headkv_vllm.engine.metrics.worker_counts import WorkerCounts, table_path
-from headkv_vllm.engine.settings import read_scores, read_settings
+from headkv_vllm.engine.settings import query_blocks, read_scores, read_settings
 from headkv_vllm.errors import RequestError
 from headkv_vllm.request_overrides import request_settings
 
@@ -37,6 +37,7 @@ class _HeadKVMixin(_Stock):
         (manager,) = self.kv_cache_manager.coordinator.single_type_managers
         assert isinstance(manager, HeadKVManager)
         self._manager = manager
+        manager.num_query_blocks = query_blocks(vllm_config, self._settings, manager.block_size)
         limits = (self.max_num_scheduled_tokens, self.max_model_len)
         self._admission = Admission(manager, *limits)
         manager.admission = self._num_blocks_to_admit
@@ -64,9 +65,9 @@ class _HeadKVMixin(_Stock):
             return budget.skipped("resumable")
         max_model_len: int = self.max_model_len
         num_tokens = min(request.num_prompt_tokens + request.max_tokens, max_model_len)
-        if budget.compressed and not self._manager.can_hold(
-            num_tokens, budget.num_compressed_blocks
-        ):
+        if budget.compressed and num_tokens <= budget.first_point:
+            return budget.skipped("too_short")
+        if budget.compressed and not self._manager.can_hold(budget, num_tokens):
             return budget.skipped("no_room")
         return budget
 
@@ -77,8 +78,11 @@ class _HeadKVMixin(_Stock):
         value must not end the engine for all requests.
         """
         parameters = request.sampling_params
+        given = parameters.extra_args if parameters else None
         try:
-            return request_settings(self._settings, parameters.extra_args if parameters else None)
+            asked = request_settings(self._settings, given)
+            can_again = self._manager.num_query_blocks > 0
+            return asked if can_again else asked.model_copy(update={"compress_every": 0})
         except RequestError as error:
             logger.warning(
                 "HeadKV: request %s uses the server's settings: %s", request.request_id, error
@@ -89,31 +93,48 @@ class _HeadKVMixin(_Stock):
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
-        """End the chunks of a request so that its prompt can be compressed.
+        """End the chunks of a request at its compression points.
 
-        The step that completes the prompt needs the queries of the whole observation window. So a
-        chunk that would end inside the window ends before it, and no worker has to keep queries
-        between steps. A chunk also ends at the prompt's end: a resumed request has more tokens, but
-        they attend the entries that the step of the prompt's end selects. vLLM has this hook for
-        drafters that look beyond a chunk's end. Its own rule stays, and ours is added.
+        The step that completes a prompt to compress needs the queries of the whole observation
+        window. So a chunk that would end inside the window ends before it, and no worker has to
+        keep queries between steps. A chunk also ends at each compression point: a resumed request
+        has more tokens, but they attend the entries that the compression selects. vLLM has this
+        hook for drafters that look beyond a chunk's end. Its own rule stays, and ours is added.
         """
         num_new_tokens = super()._reserve_prefill_lookahead(
             request, num_computed_tokens, num_new_tokens
         )
         budget = self._manager.budgets[request.request_id]
-        prompt_end = budget.num_prompt_tokens
-        if not budget.compressed or num_computed_tokens >= prompt_end:
+        point = budget.next_point(num_computed_tokens, self._manager.block_size)
+        if point is None:
             return num_new_tokens
-        window_start = prompt_end - self._settings.window
-        if window_start < num_computed_tokens + num_new_tokens < prompt_end:
+        window_start, end = point - self._settings.window, num_computed_tokens + num_new_tokens
+        if point == budget.num_prompt_tokens and window_start < end < point:
             return max(0, window_start - num_computed_tokens)
-        return min(num_new_tokens, prompt_end - num_computed_tokens)
+        if budget.interval and num_computed_tokens >= budget.first_point:
+            point = self._end_of_chunk(request, num_computed_tokens, point)
+        return max(0, min(num_new_tokens, point - num_computed_tokens))
+
+    def _end_of_chunk(self, request: Request, num_computed_tokens: int, next_point: int) -> int:
+        """Where a chunk after a compression point must end, in tokens.
+
+        The blocks that a compression replaces are free when its step is processed. A resumed
+        request could be at its next point by then, and hold twice as many blocks as between two
+        points. So it waits, with no more than a block of new tokens.
+        """
+        budget, block_size = self._manager.budgets[request.request_id], self._manager.block_size
+        num_processed = num_computed_tokens - request.num_in_flight_tokens
+        # The step that completes a prompt compresses it. At other points it is the step after.
+        is_prompt = num_processed == budget.num_prompt_tokens
+        pending = budget.next_point(num_processed - (0 if is_prompt else 1), block_size)
+        assert pending is not None, "a request that is compressed again has a next point"
+        return min(next_point, pending + block_size)
 
     @override
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """Plan a step, and count the prompts that it completes."""
+        """Plan a step, and count what it compresses."""
         output = super().schedule(*args, **kwargs)
-        self._scheduler_counts.count_prompts(output, self.requests)
+        self._scheduler_counts.count_step(output, self.requests)
         if self._settings.check_integrity:
             self.check_integrity()
         return output

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from vllm.config import ModelConfig, VllmConfig
 
 from headkv_vllm.arrays import FloatArray
+from headkv_vllm.budgets.request import num_query_blocks
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.logger import logger
 from headkv_vllm.errors import ScoreFileError, SettingsError, shown
@@ -63,6 +64,14 @@ def model_dtype(vllm_config: VllmConfig) -> torch.dtype:
     dtype = vllm_config.model_config.dtype
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def query_blocks(vllm_config: VllmConfig, settings: Settings, block_size: int) -> int:
+    """The blocks of a request that hold queries; see `budgets.request.num_query_blocks`."""
+    model_config, parallel_config = vllm_config.model_config, vllm_config.parallel_config
+    num_heads = model_config.get_num_attention_heads(parallel_config)
+    group_size = num_heads // model_config.get_num_kv_heads(parallel_config)
+    return num_query_blocks(group_size, settings.window, block_size)
 
 
 def _find_scores(vllm_config: VllmConfig, settings: Settings) -> HeadScores:

@@ -35,13 +35,13 @@ def follows_compressed(rows: DeviceRows, chunks: Chunks, request: int) -> bool:
     row = BlockRow.from_entries(rows.rows[request].tolist())
     starts = chunks.query_start_loc.tolist()
     num_computed = int(chunks.seq_lens[request]) - (starts[request + 1] - starts[request])
-    return bool(row.compressed_blocks) and num_computed >= row.num_prompt_tokens
+    return bool(row.private_blocks) and num_computed >= row.num_prompt_tokens
 
 
 def attended_head_blocks(rows: DeviceRows, request: int, end: int, layer: int) -> list[list[int]]:
     """The head blocks that each of the layer's heads attends for a token, in order."""
     row = BlockRow.from_entries(rows.rows[request].tolist())
-    is_compressed = bool(row.compressed_blocks) and end > row.num_prompt_tokens
+    is_compressed = bool(row.private_blocks) and end > row.num_prompt_tokens
     num_replaced = (row.num_prompt_tokens - rows.window) // rows.block_size if is_compressed else 0
     blocks = row.blocks[num_replaced : -(-end // rows.block_size)]
     shape = (rows.num_layers, rows.num_kv_heads)
@@ -49,8 +49,8 @@ def attended_head_blocks(rows: DeviceRows, request: int, end: int, layer: int) -
     for head in range(rows.num_kv_heads):
         kept = []
         if is_compressed:
-            counts = rows.allocations[row.compressed_blocks[0]].diff().view(shape)
-            kept = allocated_head_blocks(row.compressed_blocks, counts, layer, head)
+            counts = rows.allocations[row.private_blocks[0]].diff().view(shape)
+            kept = allocated_head_blocks(row.private_blocks, counts, layer, head)
         own = layer * rows.num_kv_heads + head
         tables.append(kept + [block * rows.heads_per_block + own for block in blocks])
     return tables

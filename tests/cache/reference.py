@@ -49,9 +49,7 @@ def head_block_tables(
         first_full = int(num_full_blocks[request])
         num_blocks = -(-int(seq_lens[request]) // block_size)
         for layer, head in _layer_heads(num_layers, num_kv_heads):
-            kept = allocated_head_blocks(
-                row.compressed_blocks, num_head_blocks[request], layer, head
-            )
+            kept = allocated_head_blocks(row.private_blocks, num_head_blocks[request], layer, head)
             tail = [
                 (block * num_layers + layer) * num_kv_heads + head
                 for block in row.blocks[first_full:num_blocks]

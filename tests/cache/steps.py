@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 from headkv_vllm.budgets.adaptive_allocations import AdaptiveAllocations
 from headkv_vllm.budgets.allocation_cache import AllocationCache
 from headkv_vllm.budgets.policies import POLICIES
-from headkv_vllm.budgets.request import RequestBudget
+from headkv_vllm.budgets.request import RequestBudget, first_point
 from headkv_vllm.cache.block_row import BlockRow
+from headkv_vllm.cache.compression_points import CompressionPoints
 from headkv_vllm.cache.planner import BatchPlanner
 from headkv_vllm.cache.row_allocations import RowAllocations
 from headkv_vllm.config import Settings
 
 STATIC = [name for name, policy in POLICIES.items() if not policy.adaptive]
+NUM_QUERY_BLOCKS = 1
+"""A block has room for the queries of any window."""
 ADAPTIVE = [name for name in POLICIES if name not in STATIC]
 
 
@@ -59,18 +62,51 @@ class Step:
 
     def is_compressed(self, request, position):
         row = self.rows[request]
-        return bool(row.compressed_blocks) and position >= row.num_prompt_tokens
+        return bool(row.private_blocks) and position >= self.first_point(request)
+
+    def num_compressed(self, request):
+        """K. All but one of the private blocks of a request that is compressed again."""
+        row = self.rows[request]
+        return len(row.private_blocks) - (NUM_QUERY_BLOCKS if row.interval else 0)
+
+    def compressed_blocks(self, request):
+        return self.rows[request].private_blocks[: self.num_compressed(request)]
+
+    def first_point(self, request):
+        row = self.rows[request]
+        return first_point(
+            row.num_prompt_tokens, self.num_compressed(request), row.interval, *self.sizes
+        )
+
+    def points_below(self, request, end):
+        """The compression points of a request below `end`, by counting."""
+        point, interval = self.first_point(request), self.rows[request].interval
+        points = []
+        while point < end:
+            points.append(point)
+            point = point + interval * self.block_size if interval else end
+        return points
+
+    def num_replaced(self, request):
+        """The blocks that head blocks have replaced for the compressed tokens of this step."""
+        return (self.points_below(request, self.ends[request])[-1] - self.window) // self.block_size
+
+    @property
+    def sizes(self):
+        return (self.window, self.block_size)
 
     def policy(self, request):
         return list(POLICIES)[self.rows[request].policy_index]
 
     def budget(self, request):
-        row = self.rows[request]
-        length, num_full = row.num_prompt_tokens, self.num_full_blocks(request)
-        return RequestBudget(length, len(row.compressed_blocks), num_full, self.policy(request))
+        length, num_full = self.rows[request].num_prompt_tokens, self.num_full_blocks(request)
+        shape = (length, self.num_compressed(request), num_full, self.policy(request))
+        delay = self.first_point(request) - length
+        return RequestBudget(*shape, delay=delay, interval=self.rows[request].interval)
 
     def num_full_blocks(self, request):
-        return (self.rows[request].num_prompt_tokens - self.window) // self.block_size
+        """F of the first compression."""
+        return (self.first_point(request) - self.window) // self.block_size
 
     def num_head_blocks(self, request):
         """n [L, H] of a compressed request."""
@@ -80,11 +116,12 @@ class Step:
     def allocations(self):
         return AllocationCache(self.scores, Settings(budget=1024, window=self.window))
 
-    def planner(self, adaptive=None):
+    def planner(self, adaptive=None, compress_again=lambda *_: None):
         """adaptive: the allocations that prompts have decided."""
         adaptive = adaptive or AdaptiveAllocations()
-        read = RowAllocations(self.allocations, adaptive, self.window, self.block_size)
-        return BatchPlanner(read, *self.scores.shape, self.block_size, self.window)
+        points = CompressionPoints(*self.sizes, NUM_QUERY_BLOCKS)
+        read = RowAllocations(self.allocations, adaptive, points)
+        return BatchPlanner(read, *self.scores.shape, compress_again, self.window)
 
     def plan(self, adaptive=None):
         return self.plan_by(self.planner(adaptive))
@@ -94,8 +131,13 @@ class Step:
 
 
 @st.composite
-def steps(draw, kinds=("decode", "drafts", "prefill", "last", "resumed"), policies=STATIC):
-    """Steps in which each request has its own policy."""
+def steps(
+    draw,
+    kinds=("decode", "drafts", "prefill", "last", "resumed"),
+    policies=STATIC,
+    intervals=(0,),
+):
+    """Steps in which each request has its own policy, and its own interval, one of `intervals`."""
     block_size = draw(st.sampled_from([1, 2, 3, 5, 16]))
     window = draw(st.integers(1, 8))
     num_layers, num_kv_heads = draw(st.integers(1, 3)), draw(st.integers(1, 3))
@@ -106,29 +148,39 @@ def steps(draw, kinds=("decode", "drafts", "prefill", "last", "resumed"), polici
         num_full = draw(st.integers(0, 6))
         num_prompt = window + num_full * block_size + draw(st.integers(0, block_size - 1))
         num_compressed = draw(st.integers(0, max(0, num_full - 1)))
+        interval = draw(st.sampled_from(intervals)) if num_compressed else 0
+        if interval:  # at least a window, so that windows do not overlap
+            interval = max(interval, -(-window // block_size))
+        first = first_point(num_prompt, num_compressed, interval, window, block_size)
         policy = draw(st.sampled_from(policies))
         # A chunk ends with a prompt that is compressed.
         fitting = [k for k in kinds if k != "resumed" or num_compressed == 0]
         kind = draw(st.sampled_from(fitting or ["last"]))
-        generated = draw(st.integers(1, 2 * block_size))
+        generated = draw(st.integers(1, (2 + 2 * interval) * block_size))
         window_start = num_prompt - window
+        next_point = first + generated + 4
+        if interval:
+            every = interval * block_size
+            next_point = first + -(-generated // every) * every
         start, end = {
-            "decode": (num_prompt + generated - 1, num_prompt + generated),
+            "decode": (first + generated - 1, first + generated),
             "drafts": (
-                num_prompt + generated - 1,
-                num_prompt + generated + draw(st.integers(0, 4)),
+                first + generated - 1,
+                min(first + generated + draw(st.integers(0, 4)), next_point),
             ),
             "prefill": (0, draw(st.integers(1, window_start)) if window_start else num_prompt),
             "last": (draw(st.integers(0, window_start)), num_prompt),
             "resumed": (draw(st.integers(0, window_start)), num_prompt + generated),
         }[kind]
         num_blocks = -(-end // block_size)
+        num_private = num_compressed + (NUM_QUERY_BLOCKS if interval else 0)
         rows.append(
             BlockRow(
                 num_prompt,
-                tuple(pool.pop() for _ in range(num_compressed)),
+                tuple(pool.pop() for _ in range(num_private)),
                 tuple(pool.pop() for _ in range(num_blocks)),
                 list(POLICIES).index(policy),
+                interval,
             )
         )
         starts.append(start)
@@ -136,3 +188,7 @@ def steps(draw, kinds=("decode", "drafts", "prefill", "last", "resumed"), polici
     scores = np.random.default_rng(seed).random((num_layers, num_kv_heads)) ** 4
     padding = draw(st.integers(0, 2))
     return Step(tuple(rows), tuple(starts), tuple(ends), scores, block_size, window, padding)
+
+
+EVERY_STEP = steps(intervals=(0, 0, 1, 2))
+"""Steps in which some requests are compressed again."""

@@ -83,14 +83,15 @@ def requests(draw, may_be_uncompressed=True):
     st.lists(st.integers(1, 99)),
     st.lists(st.integers(1, 99), min_size=1),
     st.integers(0, 6),
+    st.integers(0, 99),
 )
-def test_a_row_is_read_back_from_its_entries(num_prompt_tokens, compressed, blocks, policy):
-    row = BlockRow(num_prompt_tokens, tuple(compressed), tuple(blocks), policy)
+def test_a_row_is_read_back_from_its_entries(length, private, blocks, policy, interval):
+    row = BlockRow(length, tuple(private), tuple(blocks), policy, interval)
     entries = row.entries()
     assert BlockRow.from_entries(entries) == row
-    assert entries[:HEADER_SIZE] == [num_prompt_tokens, len(compressed), policy]
-    assert entries[HEADER_SIZE + len(compressed) :] == blocks
-    assert len(entries) == num_row_entries(len(compressed), len(blocks))
+    assert entries[:HEADER_SIZE] == [length, len(private), policy, interval]
+    assert entries[HEADER_SIZE + len(private) :] == blocks
+    assert len(entries) == num_row_entries(len(private), len(blocks))
 
 
 @settings(deadline=None)
@@ -110,8 +111,8 @@ def test_slots_equal_the_reference(found, data):
     assert slots.tolist() == reference.slot_mapping(*arguments).tolist()
 
 
-def test_position_x_is_in_the_block_of_entry_3_plus_k_plus_x_over_block_size():
-    rows = [[40, 2, 1, 7, 8, 11, 12, 13], [3, 0, 5, 9, 0, 0, 0, 0]]
+def test_position_x_is_in_the_block_of_entry_4_plus_m_plus_x_over_block_size():
+    rows = [[40, 2, 1, 3, 7, 8, 11, 12, 13], [3, 0, 5, 0, 9, 0, 0, 0, 0]]
     requests, positions = np.array([0, 0, 0, 1]), np.array([0, 17, 39, 2])
     slots = slot_mapping(np.array(rows, dtype=np.int32), requests, positions, block_size=16)
     assert slots.tolist() == [11 * 16, 12 * 16 + 1, 13 * 16 + 7, 9 * 16 + 2]
@@ -170,7 +171,7 @@ def test_every_allocated_head_block_belongs_to_exactly_one_head(found):
     compressed = [
         block
         for row in found.block_table.tolist()
-        for block in BlockRow.from_entries(row).compressed_blocks
+        for block in BlockRow.from_entries(row).private_blocks
     ]
     allocated = [
         block * heads_per_block + i for block in compressed for i in range(heads_per_block)

@@ -2,6 +2,7 @@
 """Compressed prompts: the head blocks hold the entries that the reference selects."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,16 +13,15 @@ from headkv_vllm.budgets.adaptive_allocations import AdaptiveAllocations
 from headkv_vllm.budgets.allocation import Bounds
 from headkv_vllm.budgets.allocation_cache import AllocationCache
 from headkv_vllm.budgets.policies import POLICIES
+from headkv_vllm.budgets.request import num_query_blocks
 from headkv_vllm.cache.block_row import BlockRow
-from headkv_vllm.cache.compression import (
-    Compressor,
-    LayerLogits,
-    StepCompression,
-    Workspace,
-    prompt_compression,
-)
+from headkv_vllm.cache.compression import Compressor, LayerLogits, Workspace
+from headkv_vllm.cache.compression_points import CompressionPoints
 from headkv_vllm.cache.head_blocks import UnpackedHeadBlocks
+from headkv_vllm.cache.request_compression import request_compression
 from headkv_vllm.cache.row_allocations import RowAllocations
+from headkv_vllm.cache.step_compression import StepCompression
+from headkv_vllm.cache.window_queries import WindowQueries, queries_per_block, window_places
 from headkv_vllm.config import Settings
 from headkv_vllm.kernels.reference import allocated_head_blocks
 from tests.cache import reference
@@ -45,12 +45,12 @@ class Prompt:
         self.query = torch.randn(L, NUM_TOKENS, H * GROUP_SIZE, HEAD_SIZE, generator=generator)
         scores = np.random.default_rng(1).random((L, H)) ** 3
         static = AllocationCache(scores, self.settings)
-        allocations = RowAllocations(static, AdaptiveAllocations(), WINDOW, BLOCK_SIZE)
+        points = CompressionPoints(WINDOW, BLOCK_SIZE, num_query_blocks=1)
+        self.allocations = RowAllocations(static, AdaptiveAllocations(), points)
         entries = ROW.entries()
         entries[2] = list(POLICIES).index(policy)
         row = torch.tensor(entries, dtype=torch.int32)
-        where = (NUM_FULL, BLOCK_SIZE, NUM_TOKENS - WINDOW)
-        self.prompt = prompt_compression(row.numpy()[:3], row, allocations, *where)
+        self.prompt = request_compression(row.numpy(), row, self.allocations, NUM_TOKENS)
         self.soft_caps = SOFT_CAPS if has_soft_cap else None
         self.compressor = Compressor(
             UnpackedHeadBlocks(self.flat, L, H, torch.float32),
@@ -105,7 +105,7 @@ class Prompt:
     def kept(self, allocation, layer, head):
         """The entries in the head blocks of a head: [n * block_size, 2 * head_size]."""
         counts = torch.tensor(allocation)
-        own = allocated_head_blocks(ROW.compressed_blocks, counts, layer, head)
+        own = allocated_head_blocks(ROW.private_blocks, counts, layer, head)
         return self.flat[own].flatten(0, 1)
 
 
@@ -153,7 +153,7 @@ def test_blocks_of_other_requests_do_not_change():
     prompt = Prompt()
     prompt.compress()
     is_own = torch.zeros(32, dtype=torch.bool)
-    is_own[list(ROW.compressed_blocks)] = True
+    is_own[list(ROW.private_blocks)] = True
     flat, before = (one.view(32, -1) for one in (prompt.flat, prompt.before))
     assert torch.equal(flat[~is_own], before[~is_own])
     assert not torch.equal(flat[is_own], before[is_own])
@@ -186,3 +186,95 @@ def test_a_window_whose_prompt_is_not_compressed_is_ignored():
     alone = Prompt()
     assert np.array_equal(alone.compress(), allocation)
     assert torch.equal(alone.flat, prompt.flat)
+
+
+class Generating(Prompt):
+    """The same request after it has generated tokens: it is compressed again in the same blocks."""
+
+    INTERVAL = 3
+
+    def __init__(self, policy="headkv", workspace=LARGE, **changes):
+        super().__init__(policy, workspace, **changes)
+        self.first = self.compress()
+        self.after_first = self.flat.clone()
+        num_tokens = NUM_TOKENS + self.INTERVAL * BLOCK_SIZE
+        blocks = (*ROW.blocks, 14, 15, 16)
+        entries = replace(ROW, blocks=blocks, private_blocks=(*ROW.private_blocks, 8)).entries()
+        entries[2], entries[3] = list(POLICIES).index(policy), self.INTERVAL
+        if self.prompt.policy.adaptive:
+            self.allocations.adaptive.record(ROW.private_blocks, self.first)
+        row = torch.tensor(entries, dtype=torch.int32)
+        self.again = request_compression(row.numpy(), row, self.allocations, num_tokens)
+        self.blocks = blocks
+        generator = torch.Generator().manual_seed(2)
+        self.window = torch.randn(L, WINDOW, H * GROUP_SIZE, HEAD_SIZE, generator=generator)
+
+    def attended(self, layer, head):
+        """The entries that a head attends before the second compression, in order."""
+        kept = allocated_head_blocks(ROW.private_blocks, torch.tensor(self.first), layer, head)
+        tail = [(block * L + layer) * H + head for block in self.blocks[NUM_FULL:]]
+        num_tail = self.again.num_tokens - NUM_FULL * BLOCK_SIZE
+        entries = self.after_first[kept + tail].flatten(0, 1)
+        return entries[: len(kept) * BLOCK_SIZE + num_tail]
+
+    def scores_again(self, layer, head):
+        """By the reference, from one head's entries alone."""
+        entries = self.attended(layer, head)
+        num_candidates = len(entries) - (self.again.num_tokens - self.again.num_full_blocks * 8)
+        if self.prompt.policy.positions == "recency":
+            return reference.recency(num_candidates, self.settings.sink, self.flat.device)
+        keys, values = entries[None].chunk(2, -1)
+        query = self.window[layer].unflatten(1, (H, GROUP_SIZE))[:, head].transpose(0, 1)[None]
+        attention = reference.window_attention(
+            query,
+            [keys.transpose(1, 2)],
+            len(entries),
+            float(SCALES[layer]),
+            None,
+            self.settings.query_reduction,
+        )
+        pooled = reference.pool(attention[:, :-WINDOW], self.settings)[0, :num_candidates]
+        norms = values.abs().sum(-1)[0, :num_candidates]
+        return pooled * norms if self.settings.value_norm else pooled
+
+
+@pytest.mark.parametrize("workspace", [LARGE, SMALL], ids=["at once", "in parts"])
+@pytest.mark.parametrize("policy", ["headkv", "uniform", "adakv", "streaming"])
+@pytest.mark.parametrize("changes", CHANGES)
+def test_a_request_is_compressed_again(policy, changes, workspace):
+    """Each head chooses among what it has kept and the tokens since, and keeps as many as before.
+
+    The entries move within the request's compressed blocks, so none may be overwritten too early.
+    """
+    request = Generating(policy, workspace, **changes)
+    assert not request.again.is_first and request.again.num_full_blocks == NUM_FULL + 3
+    allocation = request.compressor.compress(request.again, request.window, range(L))
+    assert np.array_equal(allocation, request.first)
+    num_new = 0
+    for layer, head in np.ndindex(L, H):
+        scores = request.scores_again(layer, head)
+        num_kept = torch.tensor([int(allocation[layer, head]) * BLOCK_SIZE])
+        _, positions = reference.top_positions(scores[None], num_kept)
+        expected = request.attended(layer, head)[positions]
+        assert torch.equal(request.kept(allocation, layer, head), expected)
+        num_new += int((positions >= num_kept).sum())
+    assert num_new > 0  # entries of generated tokens were chosen too
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "window"), [(4, 2, 8), (9, 3, 8), (8, 1, 9)])
+def test_queries_wait_in_blocks_of_their_request(num_heads, num_kv_heads, window):
+    per_block = queries_per_block(num_heads // num_kv_heads, BLOCK_SIZE)
+    num_blocks = num_query_blocks(num_heads // num_kv_heads, window, BLOCK_SIZE)
+    cache = torch.zeros(20, L, num_kv_heads, BLOCK_SIZE, 2 * HEAD_SIZE)
+    waiting = WindowQueries(cache.unbind(1), num_heads, num_kv_heads, window)
+    queries = torch.randn(2, L, window, num_heads, HEAD_SIZE)
+    blocks = np.array([[3, 7, 11, 0, 1][:num_blocks], [4, 2, 9, 5, 6][:num_blocks]])
+    for index in range(window):  # both requests generate a token in each step
+        places = window_places(blocks, np.array([index, index]), per_block)
+        for layer in range(L):
+            waiting.write(layer, queries[:, layer, index], torch.from_numpy(places))
+    for request, own in enumerate(blocks):
+        assert torch.equal(waiting.read(torch.from_numpy(own)), queries[request])
+    is_own = torch.zeros(20, dtype=torch.bool)
+    is_own[blocks.ravel()] = True
+    assert not cache[~is_own].any()

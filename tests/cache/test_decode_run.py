@@ -13,7 +13,7 @@ NEXT = st.sampled_from(["grow"] * 8 + ["more", "again", "move", "swap", "end", "
 
 
 @settings(deadline=None)
-@given(steps(kinds=("decode",)), st.lists(NEXT, max_size=30))
+@given(steps(kinds=("decode",), intervals=(0, 1, 2)), st.lists(NEXT, max_size=30))
 def test_each_step_equals_a_new_plan(step, what_happens):
     planner = step.planner()
     for what in ["stay", *what_happens]:
@@ -22,19 +22,31 @@ def test_each_step_equals_a_new_plan(step, what_happens):
 
 
 @settings(deadline=None)
-@given(steps(kinds=("decode",)))
-def test_a_decode_run_continues_until_a_block_is_full(step):
-    if not all(row.compressed_blocks for row in step.rows):
+@given(steps(kinds=("decode",), intervals=(0, 2)))
+def test_a_decode_run_continues_until_a_block_is_full_or_a_window_begins(step):
+    if not all(row.private_blocks for row in step.rows):
         return
     planner = step.planner()
     batch = step.plan_by(planner)
     for _ in range(2 * step.block_size):
         is_full = any(end % step.block_size == 0 for end in step.ends)
+        is_full |= batch.waiting is not None or waits_next(step)
         step = after(step, "grow")
         last, before = batch, batch.slot_mapping.clone()
         batch = step.plan_by(planner)
         assert batch.continues_last == (not is_full)
         assert torch.equal(last.slot_mapping, before)  # an earlier batch is not changed
+
+
+def waits_next(step):
+    """Whether a query of the next step waits for a compression."""
+    for request, row in enumerate(step.rows):
+        every = row.interval * step.block_size
+        if every:
+            left = (step.first_point(request) - step.ends[request]) % every or every
+            if left <= step.window:
+                return True
+    return False
 
 
 def after(step, what):
@@ -53,7 +65,7 @@ def after(step, what):
     if what != "stay":
         starts = starts if what == "again" else list(ends)
         ends = [end + (2 if what == "more" else 1) for end in ends]
-    used = {block for row in rows for block in (*row.blocks, *row.compressed_blocks)}
+    used = {block for row in rows for block in (*row.blocks, *row.private_blocks)}
     free = (block for block in range(1, 4000) if block not in used)
     for index, row in enumerate(rows):
         if what == "move" and index == 0:
@@ -64,6 +76,7 @@ def after(step, what):
 
 
 def assert_same(batch, expected, step):
+    assert (batch.waiting is None) == (expected.waiting is None)
     assert torch.equal(batch.slot_mapping, expected.slot_mapping)
     assert (batch.dense is None) == (expected.dense is None)
     assert (batch.compressed is None) == (expected.compressed is None)

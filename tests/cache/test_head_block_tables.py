@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables that are kept from step to step equal newly built ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from hypothesis import settings
@@ -10,14 +12,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from headkv_vllm.budgets.adaptive_allocations import AdaptiveAllocations
 from headkv_vllm.budgets.allocation_cache import AllocationCache
 from headkv_vllm.budgets.policies import POLICIES
+from headkv_vllm.budgets.request import first_point
 from headkv_vllm.cache.block_row import BlockRow
+from headkv_vllm.cache.compression_points import CompressionPoints
 from headkv_vllm.cache.head_block_tables import HeadBlockTables, head_seq_lens
 from headkv_vllm.cache.row_allocations import RowAllocations
 from headkv_vllm.config import Settings
 from tests.cache import reference
 
 NUM_LAYERS, NUM_KV_HEADS, BLOCK_SIZE, WINDOW = 2, 3, 4, 3
-NUM_BLOCKS, WIDTH = 120, 60
+NUM_BLOCKS, WIDTH = 160, 60
 ADAPTIVE = [index for index, policy in enumerate(POLICIES.values()) if policy.adaptive]
 STATIC = [index for index, policy in enumerate(POLICIES.values()) if not policy.adaptive]
 
@@ -30,7 +34,8 @@ class Decoding(RuleBasedStateMachine):
         scores = np.random.default_rng(0).random((NUM_LAYERS, NUM_KV_HEADS)) ** 3
         self.adaptive = AdaptiveAllocations()
         static = AllocationCache(scores, Settings(budget=1024, window=WINDOW))
-        self.allocations = RowAllocations(static, self.adaptive, WINDOW, BLOCK_SIZE)
+        self.points = CompressionPoints(WINDOW, BLOCK_SIZE, num_query_blocks=1)
+        self.allocations = RowAllocations(static, self.adaptive, self.points)
         self.tables = HeadBlockTables(self.allocations, NUM_LAYERS, NUM_KV_HEADS, BLOCK_SIZE)
         self.free = list(range(1, NUM_BLOCKS))
         self.requests = []
@@ -39,22 +44,28 @@ class Decoding(RuleBasedStateMachine):
         return [self.free.pop() for _ in range(num_blocks)]
 
     @precondition(lambda self: len(self.free) > 40)
-    @rule(data=st.data(), policy=st.sampled_from(STATIC + ADAPTIVE))
-    def begin(self, data, policy):
+    @rule(
+        data=st.data(),
+        policy=st.sampled_from(STATIC + ADAPTIVE),
+        interval=st.sampled_from([0, 1, 2]),
+    )
+    def begin(self, data, policy, interval):
         num_full = data.draw(st.integers(2, 8))
         num_prompt = WINDOW + num_full * BLOCK_SIZE + data.draw(st.integers(0, BLOCK_SIZE - 1))
         num_compressed = data.draw(st.integers(1, num_full - 1))
-        blocks = self.take(-(-(num_prompt + 1) // BLOCK_SIZE))
-        row = BlockRow(num_prompt, tuple(self.take(num_compressed)), tuple(blocks), policy)
+        first = first_point(num_prompt, num_compressed, interval, WINDOW, BLOCK_SIZE)
+        blocks, compressed = self.take(-(-(first + 1) // BLOCK_SIZE)), self.take(num_compressed)
+        private = (*compressed, *self.take(1 if interval else 0))
+        row = BlockRow(num_prompt, private, tuple(blocks), policy, interval)
         if policy in ADAPTIVE:
             total, decided = num_compressed * NUM_KV_HEADS, []
             for _ in range(NUM_LAYERS):
                 first = data.draw(st.integers(1, total - NUM_KV_HEADS + 1))
                 split = [first, total - first - 1, 1]
                 decided.append(split if min(split) >= 1 else [num_compressed] * NUM_KV_HEADS)
-            self.adaptive.record(row.compressed_blocks, np.array(decided, dtype=np.int32))
+            self.adaptive.record(compressed, np.array(decided, dtype=np.int32))
         index = data.draw(st.integers(0, len(self.requests)))
-        self.requests.insert(index, (row, num_prompt + 1))
+        self.requests.insert(index, (row, first + 1))
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -63,7 +74,7 @@ class Decoding(RuleBasedStateMachine):
         row, _ = self.requests[index]
         self.requests[index] = self.requests[-1]  # vLLM moves the last request like this
         self.requests.pop()
-        self.free += [*row.blocks, *row.compressed_blocks]
+        self.free += [*row.blocks, *row.private_blocks]
 
     @precondition(lambda self: self.requests and len(self.free) > 20)
     @rule(data=st.data())
@@ -73,9 +84,7 @@ class Decoding(RuleBasedStateMachine):
             more = -(-longer // BLOCK_SIZE) - len(row.blocks)
             if more > 0:
                 blocks = (*row.blocks, *self.take(more))
-                row = BlockRow(
-                    row.num_prompt_tokens, row.compressed_blocks, blocks, row.policy_index
-                )
+                row = replace(row, blocks=blocks)
             if len(row.entries()) <= WIDTH:
                 self.requests[index] = (row, longer)
 
@@ -87,7 +96,7 @@ class Decoding(RuleBasedStateMachine):
         seq_lens = np.array([seq_len for _, seq_len in self.requests], dtype=np.int32)
         lengths, tables = self.tables.update(rows, seq_lens)
         kept = torch.from_numpy(np.stack([self.allocations.allocation(row) for row in rows]))
-        full = torch.from_numpy(self.allocations.num_full_blocks(rows))
+        full = torch.from_numpy(self.points.replaced_blocks(rows, seq_lens))
         arguments = (kept, full, torch.from_numpy(seq_lens), BLOCK_SIZE)
         expected = reference.head_block_tables(torch.from_numpy(rows), *arguments)
         assert torch.equal(lengths, head_seq_lens(*arguments))

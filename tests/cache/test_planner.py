@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from headkv_vllm.budgets.policies import POLICIES
 from headkv_vllm.cache.block_row import BlockRow
 from headkv_vllm.kernels.reference import allocated_head_blocks
-from tests.cache.steps import Step, steps
+from tests.cache.steps import EVERY_STEP, Step, steps
 
 
 def listed(indices, length):
@@ -21,7 +21,7 @@ def block_of(step, request, position):
 
 
 @settings(deadline=None)
-@given(steps())
+@given(EVERY_STEP)
 def test_each_token_is_written_to_its_own_slot(step):
     expected = [
         block_of(step, request, position) * step.block_size + position % step.block_size
@@ -31,7 +31,7 @@ def test_each_token_is_written_to_its_own_slot(step):
 
 
 @settings(deadline=None)
-@given(steps())
+@given(EVERY_STEP)
 def test_each_token_is_dense_or_compressed_exactly_once(step):
     batch = step.plan()
     num_tokens, num_kv_heads = len(step.tokens), step.scores.shape[1]
@@ -44,7 +44,7 @@ def test_each_token_is_dense_or_compressed_exactly_once(step):
 
 
 @settings(deadline=None)
-@given(steps())
+@given(EVERY_STEP)
 def test_dense_tokens_attend_their_requests_blocks_up_to_themselves(step):
     dense = step.plan().dense
     expected = [index for index, token in enumerate(step.tokens) if not step.is_compressed(*token)]
@@ -66,7 +66,7 @@ def test_dense_tokens_attend_their_requests_blocks_up_to_themselves(step):
 
 
 @settings(deadline=None)
-@given(steps())
+@given(EVERY_STEP)
 def test_compressed_tokens_are_ordered_by_request_head_and_token(step):
     compressed = step.plan().compressed
     num_kv_heads = step.scores.shape[1]
@@ -91,7 +91,7 @@ def test_compressed_tokens_are_ordered_by_request_head_and_token(step):
 @given(steps(kinds=("decode", "drafts")))
 def test_decoding_one_token_of_consecutive_compressed_requests_needs_no_copy(step):
     compressed = step.plan().compressed
-    requests = [index for index, row in enumerate(step.rows) if row.compressed_blocks]
+    requests = [index for index, row in enumerate(step.rows) if row.private_blocks]
     if not requests or int(step.query_lens.max()) > 1:
         return
     is_side_by_side = requests[-1] - requests[0] < len(requests)
@@ -99,7 +99,7 @@ def test_decoding_one_token_of_consecutive_compressed_requests_needs_no_copy(ste
 
 
 @settings(deadline=None)
-@given(steps())
+@given(EVERY_STEP)
 def test_heads_attend_their_kept_entries_and_then_the_tail(step):
     compressed = step.plan().compressed
     if compressed is None:
@@ -108,11 +108,13 @@ def test_heads_attend_their_kept_entries_and_then_the_tail(step):
     requests = sorted({r for r, position in step.tokens if step.is_compressed(r, position)})
     for sequence, request in enumerate(requests):
         kept_blocks, row = step.num_head_blocks(request), step.rows[request]
-        num_full = step.budget(request).num_full_blocks
+        num_full = step.num_replaced(request)
         tail = [(block * num_layers) for block in row.blocks[num_full:]]
         for layer in range(num_layers):
             for head in range(num_kv_heads):
-                own = allocated_head_blocks(row.compressed_blocks, kept_blocks, layer, head)
+                own = allocated_head_blocks(
+                    step.compressed_blocks(request), kept_blocks, layer, head
+                )
                 own += [(first + layer) * num_kv_heads + head for first in tail]
                 index = sequence * num_kv_heads + head
                 assert compressed.block_tables[layer][index, : len(own)].tolist() == own
@@ -123,24 +125,76 @@ def test_heads_attend_their_kept_entries_and_then_the_tail(step):
 
 
 @settings(deadline=None)
-@given(steps(kinds=("last", "resumed", "prefill")))
+@given(steps(kinds=("last", "resumed", "prefill"), intervals=(0, 0, 1)))
 def test_a_completed_prompt_is_compressed_into_its_own_blocks(step):
-    compressions = {c.window_start: c for c in step.plan().compressions}
+    batch = step.plan()
+    compressions = dict(zip(batch.window_starts, batch.completed_prompts, strict=True))
     for request, row in enumerate(step.rows):
         length = row.num_prompt_tokens
-        if (request, length - 1) not in step.tokens or not row.compressed_blocks:
+        is_complete = (request, length - 1) in step.tokens
+        if not is_complete or not row.private_blocks or step.first_point(request) > length:
             continue
         window_start = step.tokens.index((request, length - step.window))
         compression = compressions.pop(window_start)
-        budget, kept_blocks = step.budget(request), step.num_head_blocks(request)
-        assert compression.num_prompt_tokens == length
-        assert compression.num_full_blocks == budget.num_full_blocks
+        assert compression.is_first and compression.num_tokens == length
+        check_compression(step, request, compression)
         num_blocks = -(-length // step.block_size)
         assert compression.blocks.tolist() == list(row.blocks[:num_blocks])
-        assert compression.compressed_blocks.tolist() == list(row.compressed_blocks)
-        assert compression.policy is POLICIES[step.policy(request)]
-        assert np.array_equal(compression.allocation, kept_blocks)
     assert not compressions
+
+
+def check_compression(step, request, compression):
+    """What is the same for prompts and for generated tokens."""
+    num_full = (compression.num_tokens - step.window) // step.block_size
+    assert compression.num_full_blocks == num_full
+    assert compression.compressed_blocks.tolist() == list(step.compressed_blocks(request))
+    assert compression.policy is POLICIES[step.policy(request)]
+    assert np.array_equal(compression.allocation, step.num_head_blocks(request))
+
+
+@settings(deadline=None)
+@given(steps(kinds=("decode", "drafts"), intervals=(1, 2)))
+def test_a_request_is_compressed_again_when_a_step_begins_at_a_point(step):
+    found = []
+    step.plan_by(step.planner(compress_again=lambda *which: found.append(which)))
+    for request, row in enumerate(step.rows):
+        start = step.starts[request]
+        *earlier, last = step.points_below(request, start + 1) or [0]
+        # The prompt's own point is that of the step that completes it.
+        if not row.interval or start != last or start == row.num_prompt_tokens:
+            continue
+        compression, query_blocks = found.pop(0)
+        assert compression.num_tokens == start
+        assert compression.is_first == (not earlier)
+        replaced = (earlier[-1] - step.window) // step.block_size if earlier else 0
+        assert compression.num_replaced_blocks == replaced
+        num_blocks = -(-start // step.block_size)
+        assert compression.blocks.tolist() == list(row.blocks[replaced:num_blocks])
+        assert query_blocks.tolist() == list(row.private_blocks[-1:])
+        check_compression(step, request, compression)
+    assert not found
+
+
+@settings(deadline=None)
+@given(EVERY_STEP)
+def test_the_queries_of_later_compressions_wait_in_order(step):
+    """Each has its place: the block of its request, and its index in the window."""
+    waiting, expected = step.plan().waiting, {}
+    for index, (request, position) in enumerate(step.tokens):
+        row = step.rows[request]
+        if not row.interval:
+            continue
+        point = step.first_point(request)
+        while point < position + 1:
+            point += row.interval * step.block_size
+        if point > row.num_prompt_tokens and position >= point - step.window:
+            place = row.private_blocks[-1] * step.window + position - (point - step.window)
+            expected[index] = place
+    found = {}
+    if waiting is not None:
+        tokens = listed(waiting.tokens, len(step.tokens))
+        found = dict(zip(tokens, waiting.places.tolist(), strict=True))
+    assert found == expected
 
 
 @settings(deadline=None)
@@ -150,7 +204,7 @@ def test_every_head_block_of_the_compressed_blocks_belongs_to_one_head_of_one_re
     if compressed is None:
         return
     num_layers, num_kv_heads = step.scores.shape
-    requests = [r for r, row in enumerate(step.rows) if row.compressed_blocks]
+    requests = [r for r, row in enumerate(step.rows) if row.private_blocks]
     reached = []
     for sequence, request in enumerate(requests):
         kept_blocks = step.num_head_blocks(request)
@@ -159,7 +213,7 @@ def test_every_head_block_of_the_compressed_blocks_belongs_to_one_head_of_one_re
                 table = compressed.block_tables[layer][sequence * num_kv_heads + head]
                 reached += table[: int(kept_blocks[layer, head])].tolist()
     heads_per_block = num_layers * num_kv_heads
-    blocks = [block for row in step.rows for block in row.compressed_blocks]
+    blocks = [block for row in step.rows for block in row.private_blocks]
     expected = [b * heads_per_block + i for b in blocks for i in range(heads_per_block)]
     assert sorted(reached) == sorted(expected)
 
@@ -168,6 +222,6 @@ def test_a_chunk_that_goes_beyond_a_compressed_prompt_fails_an_assertion():
     row = BlockRow(40, (50,), (51, 52, 53), 0)
     batch = Step((row,), (20,), (40,), np.ones((2, 2)), 16, 8, 0).plan()
     assert batch.dense.tokens == slice(0, 20) and batch.compressed is None
-    assert [c.window_start for c in batch.compressions] == [12]
+    assert batch.window_starts == (12,)
     with pytest.raises(AssertionError, match="a chunk ends with a prompt"):
         Step((row,), (20,), (43,), np.ones((2, 2)), 16, 8, 0).plan()

@@ -24,7 +24,7 @@ def test_an_adaptive_allocation_replaces_the_static_one(step, seed):
         allocation, row = allocations[request], step.rows[request]
         for layer, head in np.ndindex(*step.scores.shape):
             counts = torch.tensor(allocation)
-            own = allocated_head_blocks(row.compressed_blocks, counts, layer, head)
+            own = allocated_head_blocks(row.private_blocks, counts, layer, head)
             index = sequence * step.scores.shape[1] + head
             assert compressed.block_tables[layer][index, : len(own)].tolist() == own
             kept = int(allocation[layer, head]) - step.num_full_blocks(request)
@@ -39,12 +39,12 @@ def decided(step, seed):
     """
     adaptive, allocations, rng = AdaptiveAllocations(), {}, np.random.default_rng(seed)
     for request, row in enumerate(step.rows):
-        if not row.compressed_blocks:
+        if not row.private_blocks:
             continue
         allocations[request] = step.num_head_blocks(request).numpy()
         # A prompt that this step completes has not decided its allocation yet.
         is_after = step.starts[request] >= row.num_prompt_tokens
         if is_after and POLICIES[step.policy(request)].adaptive:
             allocations[request] = rng.permuted(allocations[request], axis=1)
-            adaptive.record(row.compressed_blocks, allocations[request])
+            adaptive.record(row.private_blocks, allocations[request])
     return adaptive, allocations

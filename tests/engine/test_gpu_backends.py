@@ -133,7 +133,7 @@ def test_fp8_entries(expected: Any) -> None:
     found = served("triton v2", asked, **DRAFTS, kv_cache_dtype="fp8")
     assert found["cache_dtypes"] == ["torch.uint8"]
     full, compressed = found["answers"][0]
-    assert full[:3] == expected[0][1][:3] and compressed[:3] == expected[0][0][:3]
+    assert full[:4] == expected[0][1][:4] and compressed[:4] == expected[0][0][:4]
     assert found["answers"] == served("cpu rounded", asked)["answers"]
 
 

@@ -8,7 +8,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from headkv_vllm.budgets.request import max_compressed_blocks, request_budget
-from headkv_vllm.cache.block_row import num_row_entries
+from headkv_vllm.cache.block_row import HEADER_SIZE, num_row_entries
 from headkv_vllm.engine.kv_cache import HeadKVSpec
 from tests.engine.helpers.bookkeeping_engine import BookkeepingEngine, engine_config, write_model
 from tests.engine.helpers.random_course import COURSES, NUM_BLOCKS, PROMPT, Course
@@ -44,10 +44,10 @@ def test_a_row_is_header_compressed_blocks_and_prompt_blocks(start):
     output = engine.step()
     (new,) = output.scheduled_new_reqs
     row = new.block_ids[0]
-    assert row[:3] == [100, 3, 0]
+    assert row[:4] == [100, 3, 0, 0]
     assert len(row) == num_row_entries(3, num_blocks=7)
-    assert len(set(row[3:])) == 10 and 0 not in row[3:]
-    for compressed in blocks_of(engine, "a")[3:6]:
+    assert len(set(row[HEADER_SIZE:])) == 10 and 0 not in row[HEADER_SIZE:]
+    for compressed in blocks_of(engine, "a")[HEADER_SIZE : HEADER_SIZE + 3]:
         assert compressed.block_hash is None and compressed.ref_cnt == 1
 
 
@@ -60,9 +60,9 @@ def test_the_full_prompt_blocks_go_back_once_the_prompt_is_processed_and_no_earl
     engine.step()
     # F = (100 - 8) // 16 = 5 of the 7 prompt blocks are freed, and their places remain.
     assert engine.num_free == free - 5
-    assert row_of(engine, "a")[6:11] == [0] * 5
-    assert 0 not in row_of(engine, "a")[11:]
-    assert len(engine.worker.rows["a"]) == 13
+    assert row_of(engine, "a")[HEADER_SIZE + 3 :][:5] == [0] * 5
+    assert 0 not in row_of(engine, "a")[HEADER_SIZE + 8 :]
+    assert len(engine.worker.rows["a"]) == HEADER_SIZE + 10
 
 
 def test_the_last_prompt_token_still_needs_the_whole_prompt(start):
@@ -71,9 +71,9 @@ def test_the_last_prompt_token_still_needs_the_whole_prompt(start):
     engine.add("a", PROMPT[:100], max_tokens=30)
     assert engine.step().num_scheduled_tokens["a"] == 99
     assert engine.step().num_scheduled_tokens["a"] == 1
-    assert 0 not in row_of(engine, "a")[3:]
+    assert 0 not in row_of(engine, "a")[HEADER_SIZE:]
     engine.step()
-    assert row_of(engine, "a")[6:12] == [0] * 6
+    assert row_of(engine, "a")[HEADER_SIZE + 3 :][:6] == [0] * 6
 
 
 def test_an_asynchronous_step_in_flight_keeps_the_prompt_blocks(start):
@@ -99,8 +99,8 @@ def test_a_request_with_nothing_to_gain_keeps_all_its_blocks(start, num_prompt_t
         engine.step()
     assert row_of(engine, "a")[:2] == [num_prompt_tokens, 0]
     num_tokens = num_prompt_tokens + 4
-    assert len(row_of(engine, "a")) == 3 + -(-num_tokens // BLOCK_SIZE)
-    assert 0 not in row_of(engine, "a")[3:]
+    assert len(row_of(engine, "a")) == HEADER_SIZE + -(-num_tokens // BLOCK_SIZE)
+    assert 0 not in row_of(engine, "a")[HEADER_SIZE:]
     engine.run()
 
 
@@ -206,7 +206,7 @@ def test_a_compressed_request_that_is_preempted_starts_again_and_compresses_agai
     for _ in range(30):
         engine.step()
     before = row_of(engine, "a")
-    assert before[6:11] == [0] * 5
+    assert before[HEADER_SIZE + 3 :][:5] == [0] * 5
     engine.scheduler.reset_prefix_cache(reset_running_requests=True)
     assert "a" not in engine.manager.req_to_blocks and engine.num_free == 99
     engine.check()
@@ -214,7 +214,7 @@ def test_a_compressed_request_that_is_preempted_starts_again_and_compresses_agai
     assert output.scheduled_cached_reqs.resumed_req_ids == {"a"}
     # The first step ends with the prompt, the next computes what had been generated.
     assert output.num_scheduled_tokens["a"] == 100
-    assert row_of(engine, "a")[:2] == [100, 3] and 0 not in row_of(engine, "a")[3:]
+    assert row_of(engine, "a")[:2] == [100, 3] and 0 not in row_of(engine, "a")[HEADER_SIZE:]
     engine.run()
     assert engine.num_free == 99
 
@@ -302,8 +302,9 @@ def test_the_spec_makes_room_for_the_widest_row_and_the_servers_own_budget(start
     most = max_compressed_blocks(engine.settings, 2048, BLOCK_SIZE)
     width = spec.max_num_blocks_per_req(config, 2048)
     # F is 127, and a request may ask for up to F - 1 blocks where there is no ceiling.
-    widest = (1024 - WINDOW) // BLOCK_SIZE if "max_budget" in settings else 126
-    assert width == 3 + widest + 128
+    # Any request may be compressed again, and then has a block for its queries.
+    widest = 1 + (1024 - WINDOW) // BLOCK_SIZE if "max_budget" in settings else 127
+    assert width == HEADER_SIZE + widest + 128
     assert spec.max_memory_usage_bytes(config) == (most + 128) * spec.page_size_bytes
     for length in range(1, 2049, 13):
         budget = request_budget(engine.settings, length, BLOCK_SIZE)
@@ -313,12 +314,55 @@ def test_the_spec_makes_room_for_the_widest_row_and_the_servers_own_budget(start
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize("num_prompt_tokens", [20, 100, 300])
+@pytest.mark.parametrize("every", [16, 50, 96])
+def test_a_request_that_is_compressed_again_is_bounded(start, num_prompt_tokens, every, in_flight):
+    """However long it generates, and after it is preempted too. Its blocks go back as it goes."""
+    engine = start({"budget": 64, "compress_every": every}, num_blocks=200, in_flight=in_flight)
+    engine.add("a", PROMPT[:num_prompt_tokens], max_tokens=700)
+    budget, num_free = engine.manager.budgets["a"], engine.num_free
+    bound = budget.num_compressed_blocks + -(-(every + WINDOW) // BLOCK_SIZE) + 2
+    held = []
+    while "a" in engine.scheduler.requests:
+        request = engine.scheduler.requests["a"]
+        if request.num_computed_tokens == num_prompt_tokens + 400 and not request.num_preemptions:
+            engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+        engine.step()
+        if request.num_computed_tokens > budget.first_point + BLOCK_SIZE:
+            held.append(engine.manager.num_held("a"))
+            assert held[-1] == num_free - engine.num_free or not engine.manager.budgets
+    assert request.num_preemptions == 1
+    assert max(held) <= min(bound, engine.manager.max_blocks_again(budget))
+    engine.run()
+    assert engine.num_free == num_free
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_requests_that_are_compressed_again_preempt_none(start, in_flight):
+    """A pool that holds four long answers holds twelve of them, and admission knows it."""
+    engine = start(
+        {"budget": 64, "compress_every": 32},
+        num_blocks=4 * 30 + 1,
+        in_flight=in_flight,
+        max_num_seqs=16,
+    )
+    for index in range(12):
+        engine.add(f"{index}", PROMPT[index : index + 80], max_tokens=400)
+    most = preemptions = 0
+    while requests := list(engine.scheduler.requests.values()):
+        engine.step()
+        most = max(most, len(engine.scheduler.running))
+        preemptions = max(preemptions, *(request.num_preemptions for request in requests))
+    assert most == 12 and preemptions == 0
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
 @pytest.mark.parametrize(("settings", "flags"), COURSES)
 def test_any_course_of_events_keeps_the_books_in_order(start, settings, flags, in_flight):
     """Requests have budgets and policies of their own, some of them bad."""
     engine = start(settings, num_blocks=NUM_BLOCKS, in_flight=in_flight, **flags)
     course = Course(engine, random.Random(f"{settings} {flags} {in_flight}"))
-    for _ in range(400):
+    for _ in range(600):
         course.go()
     course.end()
     assert course.happened["preemptions"] > 0

@@ -27,7 +27,7 @@ def start(tmp_path_factory):
 
 
 def header(engine, request_id):
-    length, num_compressed, policy = engine.worker.rows[request_id][:3]
+    length, num_compressed, policy, _ = engine.worker.rows[request_id][:4]
     return length, num_compressed, list(POLICIES)[policy]
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine answers a compressed prompt as plain PyTorch does, see `reference`."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -124,6 +125,44 @@ def test_tokens_and_logprobs_equal_the_reference(
         engines.end(engine)
     # Otherwise this would hold without any compression.
     assert sum(changed) > len(changed) / 2
+
+
+GENERATING = {
+    "headkv": case_of("headkv", uses_scores=True, compress_every=64),
+    "adakv, a window of two blocks": case_of("adakv", compress_every=40, window=32),
+    "headkv_ada, all options": case_of(
+        "headkv_ada", uses_scores=True, compress_every=48, query_reduction="max", value_norm=True
+    ),
+    "streaming": case_of("streaming", compress_every=16, sink=20),
+}
+"""Requests that are compressed again while they generate."""
+NUM_GENERATED = 250
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=() if name == "headkv" else pytest.mark.slow)
+        for name, case in GENERATING.items()
+    ],
+)
+def test_generated_tokens_are_compressed_as_by_the_reference(
+    case: Case, engines: Engines, reference: Reference
+) -> None:
+    """One prompt is compressed at its end, and the others when they have grown."""
+    engine = engines.headkv(case.settings, **case.arguments)
+    scores = case.fold and folded_scores(SCORES, reference.num_kv_heads, case.fold)
+    prompts = [needle_prompt(length, seed=length) for length in (60, 200, 600)]
+    how = Compression(128, scores=scores or None, **case.told)
+    given = engine.call(answer, prompts, NUM_GENERATED, logprobs=20, ignore_eos=True)
+    once = dataclasses.replace(how, compress_every=0)
+    for prompt, one in zip(prompts, given, strict=True):
+        prefill = reference.read(prompt)
+        expected = reference.answer(prefill, how, NUM_GENERATED)
+        assert_same(one, expected, f"{len(prompt)} tokens")
+        other = reference.answer(prefill, once, NUM_GENERATED)
+        assert float((expected[-1] - other[-1]).abs().max()) > 10 * ROUNDING
+    engines.end(engine)
 
 
 def assert_same(given: Answer, expected: torch.Tensor, what: str) -> None:

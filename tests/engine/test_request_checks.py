@@ -8,6 +8,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 
 from headkv_vllm.engine import request_checks
+from headkv_vllm.errors import UnsupportedError
 from tests.engine.helpers.bookkeeping_engine import engine_config, write_model
 
 BAD = {"headkv_budget": 5}
@@ -61,5 +62,17 @@ def test_a_configuration_without_a_model_changes_nothing(ours):
 def test_where_vllm_has_no_such_check_the_platform_refuses_alone(ours, monkeypatch):
     monkeypatch.setattr(request_checks, "_verify_extra_args", None)
     monkeypatch.delattr(SamplingParams, "_verify_extra_args")
-    request_checks.check_early(lambda: None)
+    request_checks.check_early(lambda params: None)
     assert not hasattr(SamplingParams, "_verify_extra_args")
+
+
+def test_a_server_that_cannot_compress_again_says_why(ours, model):
+    """A head block of 16 tokens has no room for the queries of 40 query heads per KV head."""
+    heads = {"num_attention_heads": 40, "num_key_value_heads": 1, "hidden_size": 640}
+    wide = write_model(model / "wide", **heads)
+    engine_config(wide, {"budget": 64})
+    with pytest.raises(VLLMValidationError, match="it must be 0, because with blocks"):
+        SamplingParams(extra_args={"headkv_compress_every": 64})
+    assert SamplingParams(extra_args={"headkv_compress_every": 0, "headkv_budget": 64})
+    with pytest.raises(UnsupportedError, match="compress_every=64: with blocks of 16 tokens"):
+        engine_config(wide, {"budget": 64, "compress_every": 64})

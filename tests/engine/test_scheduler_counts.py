@@ -65,6 +65,7 @@ def test_a_compressed_and_a_skipped_request(start):
     messages = [message(engine)]
     counted = {
         "headkv:compressed_requests_total": 1,
+        "headkv:compressions_total/prompt": 1,
         "headkv:skipped_requests_total/too_short": 1,
         "headkv:prompt_tokens_total": 100,
         "headkv:kept_tokens_total": 3 * BLOCK_SIZE + 100 - 5 * BLOCK_SIZE,

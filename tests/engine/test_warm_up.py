@@ -21,9 +21,9 @@ def test_rows_have_room_for_every_step(window: int, min_blocks: int, block_size:
         row = step.row
         assert step.num_computed + step.num_new <= len(row.blocks) * block_size
         num_full = (row.num_prompt_tokens - window) // block_size
-        assert min_blocks <= len(row.compressed_blocks) < num_full
-        assert 0 not in (*row.compressed_blocks, *row.blocks)
-        assert not set(row.compressed_blocks) & set(row.blocks)
+        assert min_blocks <= len(row.private_blocks) < num_full
+        assert 0 not in (*row.private_blocks, *row.blocks)
+        assert not set(row.private_blocks) & set(row.blocks)
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (4, [1, 2, 4]), (6, [1, 2, 4, 6])])

@@ -20,9 +20,9 @@ def device_rows(step: Step) -> DeviceRows:
     """With the allocations of the CPU backend; where no request has written, there is rubbish."""
     allocations = torch.full((NUM_BLOCKS, step.scores.size + 1), -99, dtype=torch.int32)
     for request, row in enumerate(step.rows):
-        if row.compressed_blocks:
+        if row.private_blocks:
             starts = step.num_head_blocks(request).flatten().cumsum(0)
-            allocations[row.compressed_blocks[0]] = torch.tensor([0, *starts])
+            allocations[row.private_blocks[0]] = torch.tensor([0, *starts])
     table = step.block_table.to(DEVICE)
     sizes = (*step.scores.shape, step.block_size, step.window)
     return DeviceRows(table, allocations.to(DEVICE), *sizes)

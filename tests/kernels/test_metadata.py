@@ -96,7 +96,7 @@ class TestKVSplits:
     def test_heads_attend_what_they_attend_on_the_cpu(self, step):
         compressed_tokens = step.plan().compressed
         rows, tokens = device_rows(step), device_tokens(step)
-        compressed = [r for r, row in enumerate(step.rows) if row.compressed_blocks]
+        compressed = [r for r, row in enumerate(step.rows) if row.private_blocks]
         assert (compressed_tokens is None) == (not compressed)
         for place, request in enumerate(compressed):
             end = int(tokens.ends[request])

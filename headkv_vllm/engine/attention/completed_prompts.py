@@ -8,9 +8,8 @@ import numpy.typing as npt
 import torch
 
 from headkv_vllm.arrays import IntArray
-from headkv_vllm.budgets.request import full_blocks
 from headkv_vllm.cache.block_row import HEADER_SIZE
-from headkv_vllm.cache.compression import PromptCompression, prompt_compression
+from headkv_vllm.cache.request_compression import RequestCompression, request_compression
 from headkv_vllm.cache.selection import on_device
 from headkv_vllm.engine.attention.layers import WorkerLayers
 
@@ -21,13 +20,12 @@ class CompletedPrompts:
     def __init__(
         self,
         requests: IntArray,
-        window_starts: IntArray,
         rows: torch.Tensor,
         seq_lens: torch.Tensor,
         query_lens: IntArray,
         layers: WorkerLayers,
     ) -> None:
-        self._requests, self._window_starts, self._rows = requests, window_starts, rows
+        self._requests, self._rows = requests, rows
         self._query_lens, self._layers = query_lens[requests], layers
         places = on_device(requests.astype(np.int64), rows.device)
         ends = seq_lens[places][:, None]
@@ -39,28 +37,21 @@ class CompletedPrompts:
             event.record()
             self._wait = event.synchronize
 
-    def prompts(self) -> list[PromptCompression | None]:
+    def prompts(self) -> list[RequestCompression | None]:
         """Those that are complete and are to be compressed, and None in the others' places.
 
         The host asks when the step's layers are on their way, so the device has long copied.
         """
         self._wait()
-        columns = (self._requests, self._window_starts, self._query_lens, self._headers.numpy())
+        columns = (self._requests, self._query_lens, self._headers.numpy())
         return [self._prompt(*each) for each in zip(*columns, strict=True)]
 
     def _prompt(
-        self, request: int, window_start: int, query_len: int, header: npt.NDArray[np.int32]
-    ) -> PromptCompression | None:
-        length, num_compressed, _, end = header.tolist()
+        self, request: int, query_len: int, header: npt.NDArray[np.int32]
+    ) -> RequestCompression | None:
+        length, num_compressed, _, _, end = header.tolist()
         if not num_compressed or not end - query_len < length <= end:
             return None
         assert end == length, "a step goes on after a prompt that it compresses"
-        settings, block_size = self._layers.settings, self._layers.spec.block_size
-        return prompt_compression(
-            header[:HEADER_SIZE],
-            self._rows[request],
-            self._layers.allocations,
-            full_blocks(length, settings.window, block_size),
-            block_size,
-            int(window_start),
-        )
+        rows = (header[:HEADER_SIZE], self._rows[request])
+        return request_compression(*rows, self._layers.allocations, length)

@@ -5,7 +5,6 @@ Dense tokens take the stock path. Compressed tokens take the same kernels over t
 head blocks, seen as a cache with one KV head: each (request, KV head) is a sequence of its own.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -27,13 +26,11 @@ from vllm.v1.kv_cache_interface import AttentionSpec
 
 from headkv_vllm.budgets.allocation import Allocation
 from headkv_vllm.cache.batch import Batch, CompressedTokens, DenseTokens, Indices
-from headkv_vllm.cache.compression import (
-    CPU_WORKSPACE,
-    Compressor,
-    PromptCompression,
-    StepCompression,
-)
+from headkv_vllm.cache.compression import CPU_WORKSPACE, Compressor
 from headkv_vllm.cache.planner import BatchPlanner
+from headkv_vllm.cache.request_compression import RequestCompression
+from headkv_vllm.cache.step_compression import StepCompression
+from headkv_vllm.cache.window_queries import WindowQueries, queries_per_block
 from headkv_vllm.engine.attention.backend import (
     HeadKVBackendMixin,
     check_features,
@@ -66,17 +63,22 @@ class HeadKVCpuBackend(HeadKVBackendMixin, CPUAttentionBackend):
 
 @dataclass(frozen=True)
 class Caches:
-    """The cache as the kernels take it: by layer, and all head blocks of all layers."""
+    """The cache as the kernels take it, by layer, and as all head blocks of all layers.
+
+    window_queries: the queries that wait in the cache.
+    """
 
     by_layer: tuple[PackedCache, ...]
     head_blocks: PackedHeadBlocks
+    window_queries: WindowQueries
 
 
 @dataclass(frozen=True)
 class HeadKVCpuMetadata:
     """One step, and the kernels' work schedules for it.
 
-    layers: the index of each layer by name. compression: None where no prompt is compressed.
+    layers: the index of each layer by name. compression: None where no prompt is completed that is
+    to be compressed.
     dense_schedule: for all layers. compressed_schedules: one for each layer.
     """
 
@@ -108,9 +110,14 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
         self._splits_kv = envs.VLLM_CPU_ATTN_SPLIT_KV  # looked up each time that it is named
         self._isa = packing(self._dtype, kv_cache_spec.block_size, kv_cache_spec.head_size)
         self._table = worker_counts(vllm_config)
-        sizes = (self._layers.num_layers, kv_cache_spec.num_kv_heads, kv_cache_spec.block_size)
-        window = self._layers.settings.window
-        self._planner = BatchPlanner(self._layers.allocations, *sizes, window)
+        group_size = self._num_heads // kv_cache_spec.num_kv_heads
+        self._planner = BatchPlanner(
+            self._layers.allocations,
+            self._layers.num_layers,
+            kv_cache_spec.num_kv_heads,
+            self._compress_again,
+            queries_per_block(group_size, kv_cache_spec.block_size),
+        )
         self._caches: Caches | None = None
         self._compressor: Compressor | None = None
         self._last: HeadKVCpuMetadata | None = None
@@ -143,7 +150,7 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
             batch,
             self._layers.indices,
             self._caches_of_layers(),
-            self._compression(batch.compressions),
+            self._compression(batch),
             self._dense_schedule(batch.dense),
             self._compressed_schedules(batch.compressed),
         )
@@ -157,22 +164,42 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
             self._caches = Caches(
                 tuple(PackedCache.from_kv_cache(view, self._isa) for view in views),
                 PackedHeadBlocks(flat, *sizes, self._isa),
+                WindowQueries(
+                    views, self._num_heads, self._spec.num_kv_heads, self._layers.settings.window
+                ),
             )
         return self._caches
 
-    def _compression(self, prompts: Sequence[PromptCompression]) -> StepCompression | None:
-        if not prompts:
+    def _compression(self, batch: Batch) -> StepCompression | None:
+        if not batch.completed_prompts:
             return None
+        return StepCompression(
+            self._compressor_of_cache(),
+            torch.tensor(batch.window_starts),
+            lambda: batch.completed_prompts,
+            self._record,
+            HostClock(self._table),
+        )
+
+    def _compress_again(self, compression: RequestCompression, query_blocks: torch.Tensor) -> None:
+        queries = self._caches_of_layers().window_queries.read(query_blocks)
+        layers = range(self._layers.num_layers)
+        clock = HostClock(self._table)
+        with clock.measuring():
+            allocation = self._compressor_of_cache().compress(compression, queries, layers)
+        clock.finish(1)
+        if compression.is_first:
+            self._record(compression, allocation)
+
+    def _compressor_of_cache(self) -> Compressor:
         if self._compressor is None:
             head_blocks = self._caches_of_layers().head_blocks
             self._compressor = self._layers.compressor(head_blocks, CPU_WORKSPACE)
-        starts = torch.tensor([prompt.window_start for prompt in prompts])
-        clock = HostClock(self._table)
-        return StepCompression(self._compressor, starts, lambda: prompts, self._record, clock)
+        return self._compressor
 
-    def _record(self, prompt: PromptCompression, allocation: Allocation) -> None:
-        if prompt.policy.adaptive:
-            blocks = prompt.compressed_blocks.tolist()
+    def _record(self, compression: RequestCompression, allocation: Allocation) -> None:
+        if compression.policy.adaptive:
+            blocks = compression.compressed_blocks.tolist()
             self._layers.allocations.adaptive.record(blocks, allocation)
 
     def _dense_schedule(self, dense: DenseTokens | None) -> torch.Tensor | None:
@@ -256,6 +283,9 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
             self._attend_compressed(query, batch.compressed, layer_index, attn_metadata, output)
         if attn_metadata.compression is not None:
             attn_metadata.compression.add_layer(layer_index, query)
+        if batch.waiting is not None:
+            queries = query[batch.waiting.tokens]
+            attn_metadata.caches.window_queries.write(layer_index, queries, batch.waiting.places)
         return output
 
     def _attend_dense(

@@ -16,9 +16,10 @@ from headkv_vllm.budgets.adaptive_allocations import AdaptiveAllocations
 from headkv_vllm.budgets.allocation_cache import AllocationCache
 from headkv_vllm.budgets.tensor_parallel import worker_kv_heads
 from headkv_vllm.cache.compression import Compressor, LayerLogits, Workspace
+from headkv_vllm.cache.compression_points import CompressionPoints
 from headkv_vllm.cache.head_blocks import HeadBlocks
 from headkv_vllm.cache.row_allocations import RowAllocations
-from headkv_vllm.engine.settings import read_scores, read_settings
+from headkv_vllm.engine.settings import query_blocks, read_scores, read_settings
 
 
 class WorkerLayers:
@@ -35,9 +36,10 @@ class WorkerLayers:
         self.indices = {name: index for index, name in enumerate(layer_names)}
         scores = worker_scores(vllm_config, layer_names, kv_cache_spec.num_kv_heads)
         self.static = AllocationCache(scores, self.settings)
-        self.allocations = RowAllocations(
-            self.static, AdaptiveAllocations(), self.settings.window, kv_cache_spec.block_size
-        )
+        block_size = kv_cache_spec.block_size
+        num_query_blocks = query_blocks(vllm_config, self.settings, block_size)
+        points = CompressionPoints(self.settings.window, block_size, num_query_blocks)
+        self.allocations = RowAllocations(self.static, AdaptiveAllocations(), points)
         self._modules = vllm_config.compilation_config.static_forward_context
 
     @property

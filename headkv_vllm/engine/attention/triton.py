@@ -29,14 +29,11 @@ from vllm.v1.kv_cache_interface import AttentionSpec, is_quantized_kv_cache
 from headkv_vllm.arrays import BoolArray, IntArray
 from headkv_vllm.budgets.allocation import Allocation
 from headkv_vllm.cache.block_row import HEADER_SIZE
-from headkv_vllm.cache.compression import (
-    GPU_WORKSPACE,
-    Compressor,
-    PromptCompression,
-    StepCompression,
-)
+from headkv_vllm.cache.compression import GPU_WORKSPACE, Compressor
 from headkv_vllm.cache.head_blocks import UnpackedHeadBlocks
+from headkv_vllm.cache.request_compression import RequestCompression
 from headkv_vllm.cache.selection import on_device
+from headkv_vllm.cache.step_compression import StepCompression
 from headkv_vllm.engine.attention.backend import (
     HeadKVBackendMixin,
     check_features,
@@ -283,9 +280,7 @@ class HeadKVTritonMetadataBuilder(AttentionMetadataBuilder[HeadKVTritonMetadata]
             return None
         ends = common.query_start_loc_cpu.numpy()[requests + 1].astype(np.int64)
         window_starts = ends - self.layers.settings.window
-        completed = CompletedPrompts(
-            requests, window_starts, rows.rows, common.seq_lens, query_lens, self.layers
-        )
+        completed = CompletedPrompts(requests, rows.rows, common.seq_lens, query_lens, self.layers)
         return StepCompression(
             self._compressor_of_cache(),
             on_device(window_starts, self.device),
@@ -304,7 +299,7 @@ class HeadKVTritonMetadataBuilder(AttentionMetadataBuilder[HeadKVTritonMetadata]
             )
         return self._compressor
 
-    def _record(self, prompt: PromptCompression, allocation: Allocation) -> None:
+    def _record(self, prompt: RequestCompression, allocation: Allocation) -> None:
         """Write the allocation where the next steps' kernels find it."""
         starts = np.zeros(allocation.size + 1, dtype=np.int32)
         np.cumsum(allocation, out=starts[1:])

@@ -52,7 +52,14 @@ class Metric:
 COMPRESSED_REQUESTS = Metric(
     "headkv:compressed_requests_total",
     "counter",
-    "Requests whose prompt was compressed.",
+    "Requests that were compressed.",
+)
+COMPRESSIONS = Metric(
+    "headkv:compressions_total",
+    "counter",
+    "Compressions, of prompts at their end and of requests while they generate.",
+    label="kind",
+    label_values=("prompt", "generation"),
 )
 SKIPPED_REQUESTS = Metric(
     "headkv:skipped_requests_total",
@@ -64,22 +71,22 @@ SKIPPED_REQUESTS = Metric(
 PROMPT_TOKENS = Metric(
     "headkv:prompt_tokens_total",
     "counter",
-    "Prompt tokens of compressed requests.",
+    "Tokens of requests when they were first compressed. For most requests this is their prompt.",
 )
 KEPT_TOKENS = Metric(
     "headkv:kept_tokens_total",
     "counter",
-    "Prompt tokens that compressed requests keep, on average over the KV heads.",
+    "Of these tokens, those that compressed requests keep, on average over the KV heads.",
 )
 FREED_BLOCKS = Metric(
     "headkv:freed_blocks_total",
     "counter",
-    "Prompt blocks that compressed requests freed before they ended.",
+    "Blocks of tokens that compressed requests freed before they ended.",
 )
 COMPRESSION_SECONDS = Metric(
     "headkv:compression_seconds",
     "histogram",
-    "Time to select and copy the kept entries of one prompt, over all layers of the first worker.",
+    "Time to select and copy the kept entries of one request, over all layers of the first worker.",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 HEAD_BLOCKS_IN_USE = Metric(
@@ -90,7 +97,7 @@ HEAD_BLOCKS_IN_USE = Metric(
 LIVE_COMPRESSED_REQUESTS = Metric(
     "headkv:live_compressed_requests",
     "gauge",
-    "Requests that generate from a compressed prompt now.",
+    "Requests that generate from a compressed cache now.",
 )
 BLOCKS_IN_USE = Metric(
     "headkv:blocks_in_use",
@@ -122,6 +129,7 @@ METRICS = {
     metric.name: metric
     for metric in (
         COMPRESSED_REQUESTS,
+        COMPRESSIONS,
         SKIPPED_REQUESTS,
         PROMPT_TOKENS,
         KEPT_TOKENS,

@@ -2,11 +2,10 @@
 """Counts the numbers of one engine for `/metrics`, in the scheduler's process."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
@@ -16,19 +15,17 @@ from headkv_vllm.engine.kv_cache import HeadKVManager
 from headkv_vllm.engine.metrics import definitions as metrics
 from headkv_vllm.engine.metrics.worker_counts import WorkerCounts
 
-Rows = Mapping[str, Sequence[KVCacheBlock]]
-"""Each request's row, see `headkv_vllm.cache.block_row`. It is empty if it has no blocks yet."""
-Budgets = Mapping[str, RequestBudget]
-
 COMPRESSED_PROMPT_COUNTS: Final[dict[metrics.Metric, Callable[[RequestBudget, int], int]]] = {
     metrics.COMPRESSED_REQUESTS: lambda budget, block_size: 1,
-    metrics.PROMPT_TOKENS: lambda budget, block_size: budget.num_prompt_tokens,
+    metrics.PROMPT_TOKENS: lambda budget, block_size: budget.first_point,
     metrics.KEPT_TOKENS: lambda budget, block_size: (
-        budget.num_prompt_tokens
-        - (budget.num_full_blocks - budget.num_compressed_blocks) * block_size
+        budget.first_point - (budget.num_full_blocks - budget.num_compressed_blocks) * block_size
     ),
 }
-"""What a compressed prompt adds to each counter: functions of (budget, block_size)."""
+"""What a request adds to each counter when it is compressed for the first time.
+
+Functions of (budget, block_size).
+"""
 
 
 def prompt_counts(budget: RequestBudget, block_size: int) -> dict[str, int]:
@@ -36,7 +33,10 @@ def prompt_counts(budget: RequestBudget, block_size: int) -> dict[str, int]:
     if not budget.compressed:
         return {f"{metrics.SKIPPED_REQUESTS.name}/{budget.skip_reason}": 1}
     counts = COMPRESSED_PROMPT_COUNTS.items()
-    return {metric.name: count(budget, block_size) for metric, count in counts}
+    numbers = {metric.name: count(budget, block_size) for metric, count in counts}
+    if not budget.delay:
+        numbers[f"{metrics.COMPRESSIONS.name}/prompt"] = 1
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,16 @@ class Occupancy:
     num_compressed_blocks: int = 0
 
 
-def occupancy(rows: Rows, budgets: Budgets) -> Occupancy:
-    """The blocks of all requests. It reads one entry of each row, because each step calls it."""
+def occupancy(manager: HeadKVManager) -> Occupancy:
+    """The blocks of all requests. It reads no entry of a row, because each step calls it."""
     num_blocks = num_stock = num_requests = num_compressed = 0
-    for request_id, row in rows.items():
+    for request_id, row in manager.req_to_blocks.items():
         if not row:
             continue
-        budget = budgets[request_id]
-        num_leading = num_row_entries(budget.num_compressed_blocks, 0)
-        num_stock += len(row) - num_leading
-        num_blocks += len(row) - HEADER_SIZE
-        if budget.compressed and row[num_leading].is_null:
-            num_blocks -= budget.num_full_blocks
+        budget, num_replaced = manager.budgets[request_id], manager.num_replaced_blocks[request_id]
+        num_stock += len(row) - num_row_entries(manager.num_private_blocks(budget), 0)
+        num_blocks += len(row) - HEADER_SIZE - num_replaced
+        if num_replaced:
             num_requests += 1
             num_compressed += budget.num_compressed_blocks
     return Occupancy(num_blocks, num_stock, num_requests, num_compressed)
@@ -85,16 +83,26 @@ class SchedulerCounts:
         self._num_compressions = 0
         self._counted: set[str] = set()
 
-    def count_prompts(self, output: SchedulerOutput, requests: Mapping[str, Request]) -> None:
-        """Count each request once, when a step that completes its prompt has been scheduled.
+    def count_step(self, output: SchedulerOutput, requests: Mapping[str, Request]) -> None:
+        """Count what a scheduled step compresses, and the requests that it skips.
 
-        output: that step. requests: the live requests after it.
+        A request is counted once, when a step completes its prompt or, if it is compressed later,
+        when it is compressed for the first time.
+        output: the step. requests: the live requests after it.
         """
-        for request_id in output.num_scheduled_tokens.keys() - self._counted:
+        block_size = self._manager.block_size
+        for request_id, num_new in output.num_scheduled_tokens.items():
             budget = self._manager.budgets[request_id]
-            if requests[request_id].num_computed_tokens >= budget.num_prompt_tokens:
+            num_tokens = requests[request_id].num_computed_tokens
+            if budget.interval:
+                before = budget.num_replaced_blocks(num_tokens - num_new, block_size)
+                is_again = before < budget.num_replaced_blocks(num_tokens, block_size)
+                is_prompt = num_tokens == budget.num_prompt_tokens
+                if is_again and not is_prompt:
+                    self._prompts[f"{metrics.COMPRESSIONS.name}/generation"] += 1
+            if request_id not in self._counted and num_tokens >= budget.first_point:
                 self._counted.add(request_id)
-                self._prompts.update(prompt_counts(budget, self._manager.block_size))
+                self._prompts.update(prompt_counts(budget, block_size))
 
     def forget(self, request_id: str) -> None:
         """The request has ended."""
@@ -112,8 +120,7 @@ class SchedulerCounts:
         counters = self._counters()
         assert all(value >= self._sent.get(name, 0) for name, value in counters.items())
         assert self._counted <= self._manager.budgets.keys()
-        rows, budgets = self._manager.req_to_blocks, self._manager.budgets
-        assert occupancy(rows, budgets) == _counted_plainly(rows, budgets)
+        assert occupancy(self._manager) == _counted_plainly(self._manager)
 
     def _counters(self) -> dict[str, int]:
         return {
@@ -124,7 +131,7 @@ class SchedulerCounts:
         }
 
     def _gauges(self) -> dict[str, int]:
-        now = occupancy(self._manager.req_to_blocks, self._manager.budgets)
+        now = occupancy(self._manager)
         return {
             metrics.BLOCKS_IN_USE.name: now.num_blocks,
             metrics.STOCK_BLOCKS.name: now.num_stock_blocks,
@@ -140,15 +147,17 @@ class SchedulerCounts:
         return {f"{metrics.COMPRESSION_SECONDS.name}/{index}": time for index, time in times}
 
 
-def _counted_plainly(rows: Rows, budgets: Budgets) -> Occupancy:
+def _counted_plainly(manager: HeadKVManager) -> Occupancy:
     """Plain reference of `occupancy`, which counts every entry."""
     held = stock = requests = compressed = 0
-    for request_id, row in rows.items():
-        entries = row[HEADER_SIZE:]
+    for request_id, row in manager.req_to_blocks.items():
+        if not row:
+            continue
+        budget, entries = manager.budgets[request_id], row[HEADER_SIZE:]
         num_held = sum(not block.is_null for block in entries)
-        num_compressed = budgets[request_id].num_compressed_blocks if row else 0
         is_compressed = num_held < len(entries)
-        held, stock = held + num_held, stock + len(entries) - num_compressed
+        held += num_held
+        stock += len(entries) - manager.num_private_blocks(budget)
         requests += is_compressed
-        compressed += num_compressed * is_compressed
+        compressed += budget.num_compressed_blocks * is_compressed
     return Occupancy(held, stock, requests, compressed)

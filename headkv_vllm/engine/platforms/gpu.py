@@ -18,7 +18,9 @@ class HeadKVGpuPlatform(HeadKVPlatform):
 
     headkv_backend = TRITON_BACKEND_PATH
     headkv_block_size = GPU_BLOCK_SIZE
-    headkv_limits: ClassVar[Limits] = Limits(min_window=2, max_window_queries=256, max_drafts=6)
+    headkv_limits: ClassVar[Limits] = Limits(
+        min_window=2, max_window_queries=256, max_drafts=6, compresses_again=False
+    )
     headkv_caution = (
         "experimental on GPUs: it was checked on one H100. In a clone, scripts/gpu-check tells "
         "whether its kernels and answers are right on this GPU"

@@ -9,7 +9,7 @@ from typing_extensions import override
 from vllm.platforms.interface import Platform
 
 from headkv_vllm.config import Settings
-from headkv_vllm.engine.compatibility import Limits, check_supported
+from headkv_vllm.engine.compatibility import Limits, check_supported, why_not_again
 from headkv_vllm.engine.logger import logger
 from headkv_vllm.engine.names import ASYNC_SCHEDULER_PATH, BACKEND_NAME, SCHEDULER_PATH
 from headkv_vllm.errors import HeadKVError
@@ -27,6 +27,7 @@ class HeadKVPlatform(Platform):
     headkv_caution: a warning for users of this platform, or None.
     settings: the settings of the last engine that was configured in this process, or None if that
         engine has another backend.
+    why_not_again: why that engine cannot compress requests while they generate, or None.
     """
 
     headkv_backend: ClassVar[str]
@@ -34,6 +35,7 @@ class HeadKVPlatform(Platform):
     headkv_limits: ClassVar[Limits] = Limits()
     headkv_caution: ClassVar[str | None] = None
     settings: ClassVar[Settings | None] = None
+    why_not_again: ClassVar[str | None] = None
 
     @classmethod
     @override
@@ -75,12 +77,12 @@ class HeadKVPlatform(Platform):
         from headkv_vllm.engine.request_checks import check_request
 
         super().validate_request(processed_inputs, params)
-        check_request(cls.settings, params)
+        check_request(cls.settings, params, cls.why_not_again)
 
     @classmethod
     def _prepare(cls, vllm_config: "VllmConfig") -> Settings | None:
         """The settings to serve with; None for the configuration of a submodel."""
-        from headkv_vllm.engine.request_checks import check_early
+        from headkv_vllm.engine.request_checks import check_early, check_request
         from headkv_vllm.engine.settings import read_settings, resolve_scores
 
         model_config, cache_config = vllm_config.model_config, vllm_config.cache_config
@@ -98,7 +100,8 @@ class HeadKVPlatform(Platform):
         scheduler_config = vllm_config.scheduler_config
         is_async = scheduler_config.async_scheduling
         scheduler_config.scheduler_cls = ASYNC_SCHEDULER_PATH if is_async else SCHEDULER_PATH
-        check_early(lambda: cls.settings)
+        cls.why_not_again = why_not_again(vllm_config, settings, cls.headkv_limits)
+        check_early(lambda params: check_request(cls.settings, params, cls.why_not_again))
         return settings
 
 

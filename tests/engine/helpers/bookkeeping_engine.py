@@ -28,7 +28,6 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from headkv_vllm.budgets.policies import POLICIES
 from headkv_vllm.cache.block_row import BlockRow
 from headkv_vllm.engine.kv_cache import HeadKVManager, HeadKVSpec
 from headkv_vllm.engine.scheduler import HeadKVAsyncScheduler, HeadKVScheduler
@@ -45,6 +44,7 @@ CONFIG = {
     "vocab_size": 128,
     "max_position_embeddings": 2048,
 }
+GROUP_SIZE = 2
 COMMON = {
     "load_format": "dummy",
     "skip_tokenizer_init": True,
@@ -82,6 +82,7 @@ class Worker:
     block_size: int
     window: int
     width: int
+    num_query_blocks: int
 
     def __post_init__(self) -> None:
         self.notes: dict[tuple[int, int], object] = {}
@@ -114,35 +115,88 @@ class Worker:
         return starts
 
     def _compute(self, row: BlockRow, exact: list[int], start: int, end: int) -> None:
-        length, is_compressed = row.num_prompt_tokens, bool(row.compressed_blocks)
-        if not is_compressed or start < length:
-            self._expect_exact(row, exact, 0, start)
-            exact_end = min(end, length) if is_compressed else end
-            for position in range(start, exact_end):
-                self._note(row, position, exact[position])
-        if is_compressed and start < length <= end:
-            assert start <= length - self.window, "the window's queries are not all in this step"
-            adaptive = list(POLICIES.values())[row.policy_index].adaptive
-            assert end == length or not adaptive, "a step goes on after it has compressed"
-            for block in row.compressed_blocks:
-                self.notes[block, 0] = ("compressed", exact[length - 1])
-        if is_compressed and end > length:
-            self._compute_after(row, exact, max(start, length), end)
-
-    def _compute_after(self, row: BlockRow, exact: list[int], start: int, end: int) -> None:
-        length = row.num_prompt_tokens
-        for block in row.compressed_blocks:
-            assert self.notes[block, 0] == ("compressed", exact[length - 1])
-        num_full = (length - self.window) // self.block_size
-        self._expect_exact(row, exact, num_full * self.block_size, length)
-        for position in range(length, start):
-            assert self._read(row, position) == ("after", exact[position])
+        points = self._points(row, end)
+        assert not any(start < point < end for point in points), "a step crosses a point"
+        if not points or start < points[0]:
+            self._expect(row, exact, 0, start, start)
+            if points and points[0] == end == row.num_prompt_tokens:
+                assert start <= end - self.window, "the window's queries are not all in this step"
+                self._note_compressed(row, exact, end)
+        else:
+            *earlier, point = [point for point in points if point <= start]
+            if start == point > row.num_prompt_tokens:
+                self._compress_again(row, exact, earlier[-1:], point, points[0])
+            self._expect_compressed(row, exact, point)
+            first = self._num_full(point) * self.block_size
+            self._expect(row, exact, first, start, points[0])
         for position in range(start, end):
-            self._note(row, position, ("after", exact[position]))
+            is_after = bool(points) and position >= points[0]
+            self._note(row, position, ("after", exact[position]) if is_after else exact[position])
+        self._keep_queries(row, exact, start, end)
 
-    def _expect_exact(self, row: BlockRow, exact: list[int], start: int, end: int) -> None:
+    def _points(self, row: BlockRow, end: int) -> list[int]:
+        """The compression points up to `end`, and the one after it."""
+        num_compressed = len(self._compressed(row))
+        if not num_compressed:
+            return []
+        if not row.interval:
+            return [row.num_prompt_tokens]
+        twice = 2 * num_compressed * self.block_size + self.window
+        points = [max(row.num_prompt_tokens, twice)]
+        while points[-1] < end:
+            points.append(points[-1] + row.interval * self.block_size)
+        return points
+
+    def _compressed(self, row: BlockRow) -> tuple[int, ...]:
+        num_query_blocks = self.num_query_blocks if row.interval else 0
+        return row.private_blocks[: len(row.private_blocks) - num_query_blocks]
+
+    def _num_full(self, point: int) -> int:
+        return (point - self.window) // self.block_size
+
+    def _compress_again(
+        self, row: BlockRow, exact: list[int], earlier: list[int], point: int, first_point: int
+    ) -> None:
+        """All entries that may be kept are there, and the queries of the whole window."""
+        first = 0
+        if earlier:
+            self._expect_compressed(row, exact, earlier[0])
+            first = self._num_full(earlier[0]) * self.block_size
+        self._expect(row, exact, first, point, first_point)
+        for index in range(self.window):
+            note = self.notes[self._query_place(row, index)]
+            assert note == ("query", exact[point - self.window + index])
+        self._note_compressed(row, exact, point)
+
+    def _note_compressed(self, row: BlockRow, exact: list[int], point: int) -> None:
+        for block in self._compressed(row):
+            self.notes[block, 0] = ("compressed", exact[point - 1])
+
+    def _expect_compressed(self, row: BlockRow, exact: list[int], point: int) -> None:
+        for block in self._compressed(row):
+            assert self.notes[block, 0] == ("compressed", exact[point - 1])
+
+    def _expect(
+        self, row: BlockRow, exact: list[int], start: int, end: int, first_point: int
+    ) -> None:
         for position in range(start, end):
-            assert self._read(row, position) == exact[position]
+            is_after = position >= first_point
+            expected = ("after", exact[position]) if is_after else exact[position]
+            assert self._read(row, position) == expected
+
+    def _keep_queries(self, row: BlockRow, exact: list[int], start: int, end: int) -> None:
+        if not row.interval:
+            return
+        for position in range(start, end):
+            point = next(p for p in self._points(row, position + 1) if p > position)
+            index = position - (point - self.window)
+            if point > row.num_prompt_tokens and index >= 0:
+                self.notes[self._query_place(row, index)] = ("query", exact[position])
+
+    def _query_place(self, row: BlockRow, index: int) -> tuple[int, int]:
+        per_block = 2 * self.block_size // GROUP_SIZE
+        block = row.private_blocks[len(self._compressed(row)) + index // per_block]
+        return block, index % per_block
 
     def _slot(self, row: BlockRow, position: int) -> tuple[int, int]:
         return row.blocks[position // self.block_size], position % self.block_size
@@ -183,7 +237,9 @@ class BookkeepingEngine:
             config, kv_cache_config, StructuredOutputManager(config), self.block_size
         )
         width = spec.max_num_blocks_per_req(config, config.model_config.max_model_len)
-        self.worker = Worker(self.block_size, self.settings.window, width)
+        self.worker = Worker(
+            self.block_size, self.settings.window, width, self.manager.num_query_blocks
+        )
         self._in_flight, self._depth = deque[SchedulerOutput](), in_flight
         self._sampled: dict[int, set[str]] = {}
         self._tokens: dict[str, list[int]] = {}

@@ -29,6 +29,8 @@ COURSES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"keep_ratio": 0.6, "window": 24}, {"long_prefill_token_threshold": 40}),
     ({"budget": 48, "window": 8}, {"scheduler_reserve_full_isl": False}),
     ({"budget": 48, "window": 8, "policy": "adakv"}, {"max_num_batched_tokens": 96}),
+    ({"budget": 40, "window": 8, "compress_every": 16}, {"scheduler_reserve_full_isl": False}),
+    ({"budget": 48, "window": 20, "compress_every": 40}, {"scheduler_reserve_full_isl": False}),
 ]
 """Settings, and vLLM's own."""
 
@@ -97,7 +99,11 @@ def random_arguments(chance: random.Random) -> dict[str, object]:
         ]
     )
     policy: dict[str, object] = {"headkv_policy": chance.choice(list(POLICIES))}
-    return budget | policy if chance.random() < 0.5 else budget
+    every: dict[str, object] = {"headkv_compress_every": chance.choice([0, 3, 24, 32, 100])}
+    for own, part in ((policy, 0.5), (every, 0.3)):
+        if chance.random() < part:
+            budget |= own
+    return budget
 
 
 def run_courses(

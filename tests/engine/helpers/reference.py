@@ -3,7 +3,8 @@
 
 A model with eager attention reads the prompt and keeps its whole cache. Compression is a mask: of
 every KV head's keys before the tail, only those that the head keeps can be seen while the answer
-is generated. Nothing here is shared with the package.
+is generated. A request that is compressed again hides more keys. Nothing here is shared with the
+package.
 """
 
 import json
@@ -42,6 +43,7 @@ class Compression:
     query_reduction: str = "mean"
     value_norm: bool = False
     sink: int = 4
+    compress_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,24 +100,40 @@ class Reference:
 
         how: None keeps the whole prompt.
         """
-        visible = torch.ones(self.num_layers, self.num_kv_heads, prefill.num_tokens).bool()
-        if how is not None:
-            visible = self._visible(prefill, how)
+        shape = (self.num_layers, self.num_kv_heads, prefill.num_tokens + num_tokens)
+        visible = torch.ones(shape).bool()
+        points = compression_points(prefill.num_tokens, num_tokens, how) if how else []
+        # The attention of the last tokens, for each layer: [num_heads, keys] each.
+        queries = [list(attention.unbind(1)) for attention in prefill.attentions]
+        num_head_blocks = None
+        if points and how:
+            num_head_blocks = deal(how.scores or self._even_scores, points[0], how)
         logits = [prefill.logits]
         for step in range(1, num_tokens):
             length = prefill.num_tokens + step
+            if length - 1 in points and how and num_head_blocks is not None:
+                is_first = length - 1 == points[0]
+                entries = Entries(visible, queries, prefill.cache, length - 1)
+                num_head_blocks = self._compress(entries, num_head_blocks, is_first, how)
             self._masks = [self._mask(layer, length) for layer in visible]
             token = logits[-1].argmax().view(1, 1)
+            self._attentions = []
             out = self._model(token, past_key_values=prefill.cache, use_cache=True)
+            for layer, attention in enumerate(self._attentions):
+                queries[layer] = [*queries[layer], attention[:, 0]][-LAST_QUERIES:]
             logits.append(out.logits[0, -1])
         prefill.cache.crop(1 - num_tokens)
         return torch.stack(logits).log_softmax(-1)
 
+    @property
+    def _even_scores(self) -> Scores:
+        return [[1.0] * self.num_kv_heads] * self.num_layers
+
     def _mask(self, visible: torch.Tensor, length: int) -> torch.Tensor:
-        """visible: [H, T]. Returns [1, num_heads, 1, length], to be added to the logits."""
+        """visible: [H, all tokens]. Returns [1, num_heads, 1, length], added to the logits."""
         mask = torch.zeros(1, self.num_kv_heads * self._group_size, 1, length)
-        hidden = (~visible).repeat_interleave(self._group_size, 0)
-        mask[0, :, 0, : visible.shape[1]].masked_fill_(hidden, float("-inf"))
+        hidden = (~visible[:, :length]).repeat_interleave(self._group_size, 0)
+        mask[0, :, 0].masked_fill_(hidden, float("-inf"))
         return mask
 
     def _replace_mask(
@@ -128,46 +146,84 @@ class Reference:
     def _record_attention(
         self, module: Any, args: tuple[Any, ...], result: tuple[Any, ...]
     ) -> None:
-        if not self._masks:
-            self._attentions.append(result[1][0, :, -LAST_QUERIES:].clone())
+        self._attentions.append(result[1][0, :, -LAST_QUERIES:].clone())
 
-    def _visible(self, prefill: Prefill, how: Compression) -> torch.Tensor:
-        """Which prompt positions each KV head keeps, [L, H, T]."""
-        scores = how.scores or [[1.0] * self.num_kv_heads] * self.num_layers
-        num_head_blocks = deal(scores, prefill.num_tokens, how)
-        visible = torch.ones(self.num_layers, self.num_kv_heads, prefill.num_tokens).bool()
-        if num_head_blocks is None:
-            return visible
-        num_candidates = full_blocks(prefill.num_tokens, how) * how.block_size
-        visible[:, :, :num_candidates] = False
+    def _compress(
+        self, entries: "Entries", num_head_blocks: list[list[int]], is_first: bool, how: Compression
+    ) -> list[list[int]]:
+        """Hide what heads do not keep. num_head_blocks: n[L][H], which is returned.
+
+        The prompt of an adaptive policy decides it at the first compression.
+        """
+        num_candidates = full_blocks(entries.num_tokens, how) * how.block_size
+        decided = []
         for layer in range(self.num_layers):
-            wanted = [
-                self._position_scores(prefill, layer, head, num_candidates, how)
-                for head in range(self.num_kv_heads)
-            ]
+            seen, wanted = [], []
+            for head in range(self.num_kv_heads):
+                positions = entries.seen(layer, head)
+                seen.append([p for p in positions if p < num_candidates])
+                wanted.append(self._position_scores(entries, layer, head, seen[-1], how))
             allocated = num_head_blocks[layer]
-            if how.policy in ("adakv", "headkv_ada"):
+            if is_first and how.policy in ("adakv", "headkv_ada"):
                 allocated = split(wanted, sum(allocated), how.block_size)
+            decided.append(allocated)
             for head, number in enumerate(allocated):
                 # The best one first, and the earlier of two equal ones.
-                ranked = sorted(range(num_candidates), key=[-s for s in wanted[head]].__getitem__)
-                visible[layer, head, ranked[: number * how.block_size]] = True
-        return visible
+                order = range(len(seen[head]))
+                ranked = sorted(order, key=[-score for score in wanted[head]].__getitem__)
+                best = [seen[head][index] for index in ranked[: number * how.block_size]]
+                entries.visible[layer, head, :num_candidates] = False
+                entries.visible[layer, head, best] = True
+        return decided
 
     def _position_scores(
-        self, prefill: Prefill, layer: int, head: int, num_candidates: int, how: Compression
+        self, entries: "Entries", layer: int, head: int, candidates: list[int], how: Compression
     ) -> list[float]:
-        """How much one KV head wants each candidate."""
+        """How much one KV head wants each candidate, by position."""
         if how.policy == "streaming":
-            return [math.inf if p < how.sink else float(p) for p in range(num_candidates)]
+            indices = range(len(candidates))
+            return [math.inf if index < how.sink else float(index) for index in indices]
         first = head * self._group_size
-        votes = prefill.attentions[layer][first : first + self._group_size]
-        pooled = pool_votes(votes, num_candidates, how)
+        positions = entries.seen(layer, head)
+        window = [
+            # Later keys of the window have no attention yet.
+            torch.nn.functional.pad(query, (0, entries.num_tokens - query.shape[1]))
+            for query in entries.queries[layer][-how.window :]
+        ]
+        votes = torch.stack(window, 1)[first : first + self._group_size, :, positions]
+        pooled = pool_votes(votes, len(candidates), how)
         if not how.value_norm:
             return pooled
-        values = prefill.cache.layers[layer].values[0, head].tolist()
+        values = entries.cache.layers[layer].values[0, head][candidates].tolist()
         sizes = [sum(map(abs, value)) for value in values]
-        return [score * size for score, size in zip(pooled, sizes, strict=False)]
+        return [score * size for score, size in zip(pooled, sizes, strict=True)]
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What a request of `num_tokens` tokens attends.
+
+    visible: [L, H, tokens]. queries: for each layer the attention of the last tokens, in order.
+    """
+
+    visible: torch.Tensor
+    queries: list[list[torch.Tensor]]
+    cache: Any
+    num_tokens: int
+
+    def seen(self, layer: int, head: int) -> list[int]:
+        """The positions that a head attends."""
+        return self.visible[layer, head, : self.num_tokens].nonzero()[:, 0].tolist()
+
+
+def compression_points(num_prompt_tokens: int, num_tokens: int, how: Compression) -> list[int]:
+    """The numbers of tokens at which a request is compressed, in order."""
+    if not how.compress_every:
+        return [num_prompt_tokens]
+    mean = max(1, (how.budget - how.window) // how.block_size)
+    point = max(num_prompt_tokens, 2 * mean * how.block_size + how.window)
+    blocks = max(how.compress_every // how.block_size, math.ceil(how.window / how.block_size), 1)
+    return list(range(point, num_prompt_tokens + num_tokens, blocks * how.block_size))
 
 
 def full_blocks(num_prompt_tokens: int, how: Compression) -> int:
