@@ -58,6 +58,7 @@ class Settings(BaseModel):
     compress_every: int = Field(
         default=0, ge=0, description="0 (off) or an integer of at least window (tokens)"
     )
+    compress_prefill: bool = Field(default=False, description="true or false")
     check_integrity: bool = Field(default=False, description="true or false")
 
     @property
@@ -154,6 +155,11 @@ class Settings(BaseModel):
         if not self.allows_compress_every(self.compress_every):
             text = _not_allowed("compress_every", self.compress_every)
             raise ValueError(text + f", and window is {self.window}")
+        if self.compress_prefill and not self.compress_every:
+            raise ValueError(
+                "headkv setting compress_prefill=True is not allowed with compress_every=0: set "
+                "compress_every to the number of tokens between two compressions"
+            )
         if self.budget is not None and not self.allows_budget(self.budget):
             raise ValueError(
                 f"headkv setting budget={self.budget} is not allowed with min_budget="

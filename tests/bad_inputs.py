@@ -39,6 +39,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "min_budget": {"null"},
     "max_budget": {"null"},
     "compress_every": {"zero"},
+    "compress_prefill": {"false"},
     # Arguments of requests.
     "headkv_budget": {"zero"},
     "headkv_compress_every": {"zero"},

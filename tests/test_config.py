@@ -27,6 +27,7 @@ BAD_VALUES = [
     ({"scores": None}, "scores=None", "'auto', 'uniform' or the path"),
     ({"beta": 1}, "beta=1 ", "above 1"),
     ({"compress_every": 7}, "compress_every=7 ", "at least window (tokens), and window is 8"),
+    ({"compress_prefill": True}, "compress_prefill=True ", "set compress_every to the number"),
     ({"compress_every": 31, "window": 32}, "compress_every=31 ", "and window is 32"),
     ({"beta": INFINITY}, "beta=inf", "finite number above 1"),
     ({"window": 0}, "window=0", "at least 1"),
@@ -87,6 +88,7 @@ def test_the_defaults():
         "min_budget": None,
         "max_budget": None,
         "compress_every": 0,
+        "compress_prefill": False,
         "check_integrity": False,
     }
 
@@ -102,6 +104,7 @@ def test_the_defaults():
         {"beta": 2},
         {"policy": "streaming", "sink": 0},
         {"compress_every": 8},
+        {"compress_every": 512, "compress_prefill": True},
         {"compress_every": 256, "window": 32, "keep_ratio": 0.5},
         {"budget": 64, "min_budget": 64, "max_budget": 64},
         {"budget": 0, "min_budget": 64},

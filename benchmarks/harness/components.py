@@ -36,7 +36,7 @@ class Planning:
         settings = Settings(budget=budget)
         scores = np.random.default_rng(0).exponential(size=(num_layers, num_kv_heads)) ** 2
         static, adaptive = AllocationCache(scores, settings), AdaptiveAllocations()
-        points = CompressionPoints(settings.window, BLOCK_SIZE, num_query_blocks=0)
+        points = CompressionPoints(settings, BLOCK_SIZE, num_query_blocks=0)
         read = RowAllocations(static, adaptive, points)
         # No request is compressed again.
         self.planner = BatchPlanner(read, num_layers, num_kv_heads, lambda *_: None, 1)

@@ -26,7 +26,8 @@ class RequestBudget:
         compressed for the first time. A compressed request gives them up.
     policy: the policy that allocates the request's head blocks.
     skip_reason: why the request is not compressed; None if it is compressed.
-    delay: how many tokens after its prompt the request is compressed for the first time.
+    delay: how many tokens after the end of its prompt the request is compressed for the first
+        time; below 0 if it is compressed before.
     interval: the number of blocks after which the request is compressed again; 0 for never.
     """
 
@@ -77,6 +78,31 @@ class RequestBudget:
         every = self.interval * block_size
         return self.first_point + ((num_tokens - self.first_point) // every + 1) * every
 
+    def num_private_blocks(self, num_query_blocks: int) -> int:
+        """M: the compressed blocks, and those for the queries of a request compressed again."""
+        if not self.compressed:
+            return 0
+        return self.num_compressed_blocks + (num_query_blocks if self.interval else 0)
+
+    def max_blocks(self, num_tokens: int, block_size: int, num_query_blocks: int) -> int:
+        """The maximum that a request of `num_tokens` tokens in total holds at a time.
+
+        After a preemption a request that is compressed once holds all its tokens and its compressed
+        blocks. A request that is compressed again never holds the blocks of all its tokens.
+        """
+        num_private = self.num_private_blocks(num_query_blocks)
+        num_blocks = num_private + -(-num_tokens // block_size)
+        if not self.interval:
+            return num_blocks
+        # In the step after a point a request still holds what the compression replaces.
+        before = num_private + -(-self.first_point // block_size) + 1
+        return min(num_blocks, max(before, self.max_blocks_again(block_size, num_query_blocks)))
+
+    def max_blocks_again(self, block_size: int, num_query_blocks: int) -> int:
+        """The maximum that a request holds between two compressions, both included."""
+        tail = -(-self.first_point // block_size) - self.num_full_blocks
+        return self.num_private_blocks(num_query_blocks) + tail + self.interval + 1
+
 
 def full_blocks(num_tokens: int, window: int, block_size: int) -> int:
     """F: the number of blocks before the observation window, which is at the end."""
@@ -84,17 +110,23 @@ def full_blocks(num_tokens: int, window: int, block_size: int) -> int:
 
 
 def first_point(
-    num_prompt_tokens: int, num_compressed_blocks: int, interval: int, window: int, block_size: int
+    num_prompt_tokens: int,
+    num_compressed_blocks: int,
+    interval: int,
+    settings: Settings,
+    block_size: int,
 ) -> int:
     """The number of tokens at which a request is compressed for the first time.
 
     A prompt is compressed when it is complete. If generated tokens are compressed too, a request
     first grows to twice its budget. With fewer tokens the heads could not differ much in what they
-    keep, and a request keeps its first allocation.
+    keep, and a request keeps its first allocation. With `compress_prefill` a prompt is compressed
+    when it has that many tokens, and then again and again.
     """
     if interval == 0:
         return num_prompt_tokens
-    return max(num_prompt_tokens, 2 * num_compressed_blocks * block_size + window)
+    grown = 2 * num_compressed_blocks * block_size + settings.window
+    return grown if settings.compress_prefill else max(num_prompt_tokens, grown)
 
 
 def num_query_blocks(group_size: int, window: int, block_size: int) -> int:
@@ -116,9 +148,8 @@ def request_budget(settings: Settings, num_prompt_tokens: int, block_size: int) 
     """
     num_blocks = _budget_blocks(settings, num_prompt_tokens, block_size)
     interval = _interval(settings, block_size)
-    shape = (settings.window, block_size)
-    point = first_point(num_prompt_tokens, num_blocks, interval, *shape)
-    num_full_blocks = full_blocks(point, *shape)
+    point = first_point(num_prompt_tokens, num_blocks, interval, settings, block_size)
+    num_full_blocks = full_blocks(point, settings.window, block_size)
     budget = RequestBudget(
         num_prompt_tokens,
         num_blocks,

@@ -3,9 +3,9 @@
 
 A request is compressed at its *compression points*: P_0, P_0 + E, P_0 + 2E, ... tokens, where E is
 `interval * block_size`, or at P_0 alone if its interval is 0. P_0 is the prompt length T, or more
-if the prompt is short (`budgets.request.first_point`).
+if the prompt is short, or less with `compress_prefill` (`budgets.request.first_point`).
 
-The step that computes token T - 1 compresses the prompt at P_0 = T, because it has the queries of
+If P_0 = T, the step that computes token T - 1 compresses the prompt, because it has the queries of
 the observation window. At all other points P, the step that computes token P compresses the request
 before its tokens attend: the queries are in the request's own blocks (`cache.window_queries`). So
 what a token attends is a function of its position and of the row.
@@ -17,6 +17,7 @@ import numpy as np
 
 from headkv_vllm.arrays import BoolArray, IntArray
 from headkv_vllm.cache.block_row import intervals, num_private_blocks, num_prompt_tokens
+from headkv_vllm.config import Settings
 
 NEVER: Final = 2**62
 """A number of tokens that no request reaches."""
@@ -29,9 +30,10 @@ class CompressionPoints:
     a token at position p has the end p + 1. `RequestBudget` has the same for a single request.
     """
 
-    def __init__(self, window: int, block_size: int, num_query_blocks: int) -> None:
+    def __init__(self, settings: Settings, block_size: int, num_query_blocks: int) -> None:
         """num_query_blocks: the private blocks that are not compressed blocks, if E is not 0."""
-        self.window, self.block_size = window, block_size
+        self.window, self.block_size = settings.window, block_size
+        self._compress_prefill = settings.compress_prefill
         self.num_query_blocks = num_query_blocks
 
     def num_compressed_blocks(self, rows: IntArray) -> IntArray:
@@ -43,11 +45,17 @@ class CompressionPoints:
     def first(self, rows: IntArray) -> IntArray:
         """P_0 of each row: [num_reqs] int64. T if the request is not compressed."""
         lengths = num_prompt_tokens(rows).astype(np.int64)
-        grown = 2 * self.num_compressed_blocks(rows).astype(np.int64) * self.block_size
-        points: IntArray = np.where(
-            intervals(rows) > 0, np.maximum(lengths, grown + self.window), lengths
-        )
+        num_compressed = self.num_compressed_blocks(rows).astype(np.int64)
+        grown = 2 * num_compressed * self.block_size + self.window
+        later = grown if self._compress_prefill else np.maximum(lengths, grown)
+        points: IntArray = np.where(intervals(rows) > 0, later, lengths)
         return points
+
+    def is_by_prompt(self, rows: IntArray, points: IntArray) -> BoolArray:
+        """Whether the step that completes the prompt compresses the request at these points."""
+        lengths = num_prompt_tokens(rows)
+        by_prompt: BoolArray = (points == lengths) & (self.first(rows) == lengths)
+        return by_prompt
 
     def next(self, rows: IntArray, ends: IntArray) -> IntArray:
         """The first point that is not below `ends`: [num_reqs] int64. `NEVER` if there is none."""
@@ -77,7 +85,7 @@ class CompressionPoints:
         first, every = self.first(rows), self._every(rows)
         is_point = (computed >= first) & ((computed - first) % np.maximum(every, 1) == 0)
         due: BoolArray = (every > 0) & (num_private_blocks(rows) > 0) & is_point
-        return due & (computed > num_prompt_tokens(rows))
+        return due & ~self.is_by_prompt(rows, computed)
 
     def _every(self, rows: IntArray) -> IntArray:
         every: IntArray = intervals(rows).astype(np.int64) * self.block_size

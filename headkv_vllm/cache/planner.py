@@ -197,7 +197,7 @@ class BatchPlanner:
         ends = positions + 1
         of_tokens = rows[requests, :HEADER_SIZE]
         points = self._points.next(of_tokens, ends)
-        is_own = (intervals(of_tokens) > 0) & (points > num_prompt_tokens(of_tokens))
+        is_own = (intervals(of_tokens) > 0) & ~self._points.is_by_prompt(of_tokens, points)
         tokens = np.flatnonzero(is_own & (positions >= points - self._window))
         if len(tokens) == 0:
             return None

@@ -23,6 +23,7 @@ from headkv_vllm.budgets.request import (
     RequestBudget,
     max_compressed_blocks,
     max_requested_blocks,
+    request_budget,
 )
 from headkv_vllm.cache.block_row import HEADER_SIZE, num_row_entries, row_header
 from headkv_vllm.engine.logger import logger
@@ -55,17 +56,23 @@ class HeadKVSpec(FullAttentionSpec):
 
     @override
     def max_memory_usage_bytes(self, vllm_config: VllmConfig) -> int:
-        """Bytes of one layer for one request: its whole prompt and the compressed blocks.
+        """Bytes of one layer for one request of the server's budget.
 
-        A request holds both from admission until its prompt is complete. A request with a larger
-        budget than the server's is compressed only if the pool has room: see `can_hold`.
+        A request holds its whole prompt and the compressed blocks from admission until its prompt
+        is complete; with `compress_prefill`, no more than between two compressions. A request with
+        a larger budget than the server's is compressed only if the pool has room: see `can_hold`.
         """
         max_model_len = vllm_config.model_config.max_model_len
         settings = read_settings(vllm_config)
+        num_query_blocks = query_blocks(vllm_config, settings, self.block_size)
+        if settings.compress_prefill:
+            budget = request_budget(settings, max_model_len, self.block_size)
+            num_blocks = budget.max_blocks(max_model_len, self.block_size, num_query_blocks)
+            return num_blocks * self.page_size_bytes
         num_blocks = cdiv(max_model_len, self.block_size)
         num_blocks += max_compressed_blocks(settings, max_model_len, self.block_size)
         if settings.compress_every:
-            num_blocks += query_blocks(vllm_config, settings, self.block_size)
+            num_blocks += num_query_blocks
         return num_blocks * self.page_size_bytes
 
 
@@ -108,28 +115,15 @@ class HeadKVManager(FullAttentionManager):
 
     def num_private_blocks(self, budget: RequestBudget) -> int:
         """M: the compressed blocks, and those for queries."""
-        if not budget.compressed:
-            return 0
-        return budget.num_compressed_blocks + (self.num_query_blocks if budget.interval else 0)
+        return budget.num_private_blocks(self.num_query_blocks)
 
     def max_blocks(self, budget: RequestBudget, num_tokens: int) -> int:
-        """The maximum that a request of `num_tokens` tokens in total holds at a time.
-
-        After a preemption a request that is compressed once holds all its tokens and its compressed
-        blocks. A request that is compressed again never holds the blocks of all its tokens.
-        """
-        num_blocks = self.num_private_blocks(budget) + cdiv(num_tokens, self.block_size)
-        if not budget.interval:
-            return num_blocks
-        before = self.num_private_blocks(budget) + cdiv(budget.first_point, self.block_size)
-        # With the step after the point the request still holds what the compression replaces. With
-        # asynchronous scheduling, there is one more such step.
-        return min(num_blocks, max(before + 1, self.max_blocks_again(budget)))
+        """The maximum that a request of `num_tokens` tokens in total holds at a time."""
+        return budget.max_blocks(num_tokens, self.block_size, self.num_query_blocks)
 
     def max_blocks_again(self, budget: RequestBudget) -> int:
         """The maximum that a request holds between two compressions, both included."""
-        tail = cdiv(budget.first_point, self.block_size) - budget.num_full_blocks
-        return self.num_private_blocks(budget) + tail + budget.interval + 1
+        return budget.max_blocks_again(self.block_size, self.num_query_blocks)
 
     def can_hold(self, budget: RequestBudget, num_tokens: int) -> bool:
         """Whether the whole pool has room for a request of `num_tokens` tokens in total."""

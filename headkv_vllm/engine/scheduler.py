@@ -59,10 +59,25 @@ class _HeadKVMixin(_Stock):
         return self._admission.num_blocks(running, waiting, num_missing)
 
     def _budget(self, request: Request) -> RequestBudget:
-        block_size, settings = self._manager.block_size, self._request_settings(request)
-        budget = request_budget(settings, request.num_prompt_tokens, block_size)
         if request.resumable:  # its prompt can grow, so its length is not known
-            return budget.skipped("resumable")
+            return self._budget_with(self._settings, request).skipped("resumable")
+        budget = self._budget_with(self._request_settings(request), request)
+        if budget.compressed or not self._settings.compress_prefill:
+            return budget
+        max_tokens = min(request.num_prompt_tokens + request.max_tokens, self.max_model_len)
+        if self._manager.can_hold(budget, max_tokens):
+            return budget
+        # With `compress_prefill` a prompt may be longer than the pool. What a request asks for must
+        # not make it wait for ever.
+        logger.warning(
+            "HeadKV: request %s uses the server's settings: the pool has no room for its %d tokens",
+            request.request_id,
+            max_tokens,
+        )
+        return self._budget_with(self._settings, request)
+
+    def _budget_with(self, settings: Settings, request: Request) -> RequestBudget:
+        budget = request_budget(settings, request.num_prompt_tokens, self._manager.block_size)
         max_model_len: int = self.max_model_len
         num_tokens = min(request.num_prompt_tokens + request.max_tokens, max_model_len)
         if budget.compressed and num_tokens <= budget.first_point:
@@ -109,7 +124,8 @@ class _HeadKVMixin(_Stock):
         if point is None:
             return num_new_tokens
         window_start, end = point - self._settings.window, num_computed_tokens + num_new_tokens
-        if point == budget.num_prompt_tokens and window_start < end < point:
+        is_by_prompt = point == budget.first_point == budget.num_prompt_tokens
+        if is_by_prompt and window_start < end < point:
             return max(0, window_start - num_computed_tokens)
         if budget.interval and num_computed_tokens >= budget.first_point:
             point = self._end_of_chunk(request, num_computed_tokens, point)
@@ -125,8 +141,8 @@ class _HeadKVMixin(_Stock):
         budget, block_size = self._manager.budgets[request.request_id], self._manager.block_size
         num_processed = num_computed_tokens - request.num_in_flight_tokens
         # The step that completes a prompt compresses it. At other points it is the step after.
-        is_prompt = num_processed == budget.num_prompt_tokens
-        pending = budget.next_point(num_processed - (0 if is_prompt else 1), block_size)
+        is_by_prompt = num_processed == budget.first_point == budget.num_prompt_tokens
+        pending = budget.next_point(num_processed - (0 if is_by_prompt else 1), block_size)
         assert pending is not None, "a request that is compressed again has a next point"
         return min(next_point, pending + block_size)
 

@@ -35,6 +35,7 @@ class Step:
     block_size: int
     window: int
     padding: int
+    compress_prefill: bool = False
 
     @cached_property
     def block_table(self):
@@ -74,9 +75,8 @@ class Step:
 
     def first_point(self, request):
         row = self.rows[request]
-        return first_point(
-            row.num_prompt_tokens, self.num_compressed(request), row.interval, *self.sizes
-        )
+        shape = (row.num_prompt_tokens, self.num_compressed(request), row.interval)
+        return first_point(*shape, self.settings, self.block_size)
 
     def points_below(self, request, end):
         """The compression points of a request below `end`, by counting."""
@@ -92,8 +92,8 @@ class Step:
         return (self.points_below(request, self.ends[request])[-1] - self.window) // self.block_size
 
     @property
-    def sizes(self):
-        return (self.window, self.block_size)
+    def settings(self):
+        return step_settings(self.window, self.compress_prefill)
 
     def policy(self, request):
         return list(POLICIES)[self.rows[request].policy_index]
@@ -114,12 +114,12 @@ class Step:
 
     @cached_property
     def allocations(self):
-        return AllocationCache(self.scores, Settings(budget=1024, window=self.window))
+        return AllocationCache(self.scores, self.settings)
 
     def planner(self, adaptive=None, compress_again=lambda *_: None):
         """adaptive: the allocations that prompts have decided."""
         adaptive = adaptive or AdaptiveAllocations()
-        points = CompressionPoints(*self.sizes, NUM_QUERY_BLOCKS)
+        points = CompressionPoints(self.settings, self.block_size, NUM_QUERY_BLOCKS)
         read = RowAllocations(self.allocations, adaptive, points)
         return BatchPlanner(read, *self.scores.shape, compress_again, self.window)
 
@@ -128,6 +128,14 @@ class Step:
 
     def plan_by(self, planner):
         return planner.plan(self.block_table, self.query_start_loc, self.seq_lens)
+
+
+def step_settings(window, compress_prefill):
+    """The interval that counts is that of the rows."""
+    every = 64 if compress_prefill else 0
+    return Settings(
+        budget=1024, window=window, compress_prefill=compress_prefill, compress_every=every
+    )
 
 
 @st.composite
@@ -142,6 +150,7 @@ def steps(
     window = draw(st.integers(1, 8))
     num_layers, num_kv_heads = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     seed = draw(st.integers(0, 2**32 - 1))
+    is_prefill = any(intervals) and draw(st.booleans())
     pool = np.random.default_rng(seed).permutation(range(1, 400)).tolist()
     rows, starts, ends = [], [], []
     for _ in range(draw(st.integers(1, 4))):
@@ -151,27 +160,27 @@ def steps(
         interval = draw(st.sampled_from(intervals)) if num_compressed else 0
         if interval:  # at least a window, so that windows do not overlap
             interval = max(interval, -(-window // block_size))
-        first = first_point(num_prompt, num_compressed, interval, window, block_size)
+        shape = (num_prompt, num_compressed, interval)
+        first = first_point(*shape, step_settings(window, is_prefill), block_size)
         policy = draw(st.sampled_from(policies))
         # A chunk ends with a prompt that is compressed.
         fitting = [k for k in kinds if k != "resumed" or num_compressed == 0]
         kind = draw(st.sampled_from(fitting or ["last"]))
         generated = draw(st.integers(1, (2 + 2 * interval) * block_size))
         window_start = num_prompt - window
-        next_point = first + generated + 4
-        if interval:
-            every = interval * block_size
-            next_point = first + -(-generated // every) * every
         start, end = {
             "decode": (first + generated - 1, first + generated),
             "drafts": (
                 first + generated - 1,
-                min(first + generated + draw(st.integers(0, 4)), next_point),
+                first + generated + draw(st.integers(0, 4)),
             ),
             "prefill": (0, draw(st.integers(1, window_start)) if window_start else num_prompt),
             "last": (draw(st.integers(0, window_start)), num_prompt),
             "resumed": (draw(st.integers(0, window_start)), num_prompt + generated),
         }[kind]
+        if interval:  # a step ends at a compression point
+            every = interval * block_size
+            end = min(end, first if start < first else start + every - (start - first) % every)
         num_blocks = -(-end // block_size)
         num_private = num_compressed + (NUM_QUERY_BLOCKS if interval else 0)
         rows.append(
@@ -187,7 +196,9 @@ def steps(
         ends.append(end)
     scores = np.random.default_rng(seed).random((num_layers, num_kv_heads)) ** 4
     padding = draw(st.integers(0, 2))
-    return Step(tuple(rows), tuple(starts), tuple(ends), scores, block_size, window, padding)
+    return Step(
+        tuple(rows), tuple(starts), tuple(ends), scores, block_size, window, padding, is_prefill
+    )
 
 
 EVERY_STEP = steps(intervals=(0, 0, 1, 2))

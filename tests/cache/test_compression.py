@@ -45,7 +45,7 @@ class Prompt:
         self.query = torch.randn(L, NUM_TOKENS, H * GROUP_SIZE, HEAD_SIZE, generator=generator)
         scores = np.random.default_rng(1).random((L, H)) ** 3
         static = AllocationCache(scores, self.settings)
-        points = CompressionPoints(WINDOW, BLOCK_SIZE, num_query_blocks=1)
+        points = CompressionPoints(self.settings, BLOCK_SIZE, num_query_blocks=1)
         self.allocations = RowAllocations(static, AdaptiveAllocations(), points)
         entries = ROW.entries()
         entries[2] = list(POLICIES).index(policy)

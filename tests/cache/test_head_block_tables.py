@@ -22,6 +22,7 @@ from tests.cache import reference
 
 NUM_LAYERS, NUM_KV_HEADS, BLOCK_SIZE, WINDOW = 2, 3, 4, 3
 NUM_BLOCKS, WIDTH = 160, 60
+SETTINGS = Settings(budget=1024, window=WINDOW)
 ADAPTIVE = [index for index, policy in enumerate(POLICIES.values()) if policy.adaptive]
 STATIC = [index for index, policy in enumerate(POLICIES.values()) if not policy.adaptive]
 
@@ -33,8 +34,8 @@ class Decoding(RuleBasedStateMachine):
         super().__init__()
         scores = np.random.default_rng(0).random((NUM_LAYERS, NUM_KV_HEADS)) ** 3
         self.adaptive = AdaptiveAllocations()
-        static = AllocationCache(scores, Settings(budget=1024, window=WINDOW))
-        self.points = CompressionPoints(WINDOW, BLOCK_SIZE, num_query_blocks=1)
+        static = AllocationCache(scores, SETTINGS)
+        self.points = CompressionPoints(SETTINGS, BLOCK_SIZE, num_query_blocks=1)
         self.allocations = RowAllocations(static, self.adaptive, self.points)
         self.tables = HeadBlockTables(self.allocations, NUM_LAYERS, NUM_KV_HEADS, BLOCK_SIZE)
         self.free = list(range(1, NUM_BLOCKS))
@@ -53,7 +54,7 @@ class Decoding(RuleBasedStateMachine):
         num_full = data.draw(st.integers(2, 8))
         num_prompt = WINDOW + num_full * BLOCK_SIZE + data.draw(st.integers(0, BLOCK_SIZE - 1))
         num_compressed = data.draw(st.integers(1, num_full - 1))
-        first = first_point(num_prompt, num_compressed, interval, WINDOW, BLOCK_SIZE)
+        first = first_point(num_prompt, num_compressed, interval, SETTINGS, BLOCK_SIZE)
         blocks, compressed = self.take(-(-(first + 1) // BLOCK_SIZE)), self.take(num_compressed)
         private = (*compressed, *self.take(1 if interval else 0))
         row = BlockRow(num_prompt, private, tuple(blocks), policy, interval)

@@ -132,7 +132,7 @@ def test_a_completed_prompt_is_compressed_into_its_own_blocks(step):
     for request, row in enumerate(step.rows):
         length = row.num_prompt_tokens
         is_complete = (request, length - 1) in step.tokens
-        if not is_complete or not row.private_blocks or step.first_point(request) > length:
+        if not is_complete or not row.private_blocks or step.first_point(request) != length:
             continue
         window_start = step.tokens.index((request, length - step.window))
         compression = compressions.pop(window_start)
@@ -153,15 +153,18 @@ def check_compression(step, request, compression):
 
 
 @settings(deadline=None)
-@given(steps(kinds=("decode", "drafts"), intervals=(1, 2)))
+@given(steps(kinds=("decode", "drafts", "last"), intervals=(1, 2)))
 def test_a_request_is_compressed_again_when_a_step_begins_at_a_point(step):
     found = []
     step.plan_by(step.planner(compress_again=lambda *which: found.append(which)))
     for request, row in enumerate(step.rows):
         start = step.starts[request]
-        *earlier, last = step.points_below(request, start + 1) or [0]
-        # The prompt's own point is that of the step that completes it.
-        if not row.interval or start != last or start == row.num_prompt_tokens:
+        points = step.points_below(request, start + 1)
+        if not points:
+            continue
+        *earlier, last = points
+        is_by_prompt = start == row.num_prompt_tokens == step.first_point(request)
+        if not row.interval or start != last or is_by_prompt:
             continue
         compression, query_blocks = found.pop(0)
         assert compression.num_tokens == start
@@ -187,7 +190,8 @@ def test_the_queries_of_later_compressions_wait_in_order(step):
         point = step.first_point(request)
         while point < position + 1:
             point += row.interval * step.block_size
-        if point > row.num_prompt_tokens and position >= point - step.window:
+        is_by_prompt = point == row.num_prompt_tokens == step.first_point(request)
+        if not is_by_prompt and position >= point - step.window:
             place = row.private_blocks[-1] * step.window + position - (point - step.window)
             expected[index] = place
     found = {}

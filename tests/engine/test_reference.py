@@ -11,7 +11,7 @@ import torch
 from headkv_vllm.needle import checkpoint_path
 from headkv_vllm.resources import scores_dir
 from tests.engine.conftest import Engines
-from tests.engine.helpers.inside import Answer, answer
+from tests.engine.helpers.inside import Answer, answer, assert_pool_is_whole
 from tests.engine.helpers.prompts import needle_prompt
 from tests.engine.helpers.reference import Compression, Prefill, Reference, folded_scores
 
@@ -162,6 +162,44 @@ def test_generated_tokens_are_compressed_as_by_the_reference(
         assert_same(one, expected, f"{len(prompt)} tokens")
         other = reference.answer(prefill, once, NUM_GENERATED)
         assert float((expected[-1] - other[-1]).abs().max()) > 10 * ROUNDING
+    engines.end(engine)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case_of("headkv", uses_scores=True, compress_every=128), id="headkv"),
+        pytest.param(
+            case_of("headkv_ada", uses_scores=True, compress_every=80, value_norm=True),
+            id="headkv_ada",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_prompts_are_compressed_while_they_are_read_as_by_the_reference(
+    case: Case, engines: Engines, reference: Reference
+) -> None:
+    """The prompts have up to 8 times the tokens of the pool, which holds 256."""
+    budget, lengths = 72, (100, 136, 700, 2048)
+    engine = engines.headkv(
+        {**case.settings, "compress_prefill": True, "budget": budget},
+        **case.arguments,
+        num_gpu_blocks_override=17,
+    )
+    scores = case.fold and folded_scores(SCORES, reference.num_kv_heads, case.fold)
+    prompts = [needle_prompt(length, seed=length) for length in lengths]
+    how = Compression(budget, scores=scores or None, **case.told)
+    given = engine.call(answer, prompts, NUM_STEPS, logprobs=20, ignore_eos=True)
+    for chunk in (48, 100):
+        again = engine.call(answer, prompts, NUM_STEPS, chunk=chunk, ignore_eos=True)
+        assert [one.token_ids for one in again] == [one.token_ids for one in given]
+    # A request is compressed for the first time when it has twice its budget.
+    first = 2 * 4 * 16 + 8
+    for prompt, one in zip(prompts, given, strict=True):
+        prefill, rest = reference.read(prompt[:first]), prompt[first:]
+        expected = reference.answer(prefill, how, len(rest) + NUM_STEPS, forced=rest)
+        assert_same(one, expected[len(rest) :], f"{len(prompt)} tokens")
+    engine.call(assert_pool_is_whole)
     engines.end(engine)
 
 

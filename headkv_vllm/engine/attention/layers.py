@@ -38,7 +38,7 @@ class WorkerLayers:
         self.static = AllocationCache(scores, self.settings)
         block_size = kv_cache_spec.block_size
         num_query_blocks = query_blocks(vllm_config, self.settings, block_size)
-        points = CompressionPoints(self.settings.window, block_size, num_query_blocks)
+        points = CompressionPoints(self.settings, block_size, num_query_blocks)
         self.allocations = RowAllocations(self.static, AdaptiveAllocations(), points)
         self._modules = vllm_config.compilation_config.static_forward_context
 

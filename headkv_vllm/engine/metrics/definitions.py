@@ -57,9 +57,9 @@ COMPRESSED_REQUESTS = Metric(
 COMPRESSIONS = Metric(
     "headkv:compressions_total",
     "counter",
-    "Compressions, of prompts at their end and of requests while they generate.",
+    "Compressions: of prompts at their end, while prompts are read, and of requests that generate.",
     label="kind",
-    label_values=("prompt", "generation"),
+    label_values=("prompt", "prefill", "generation"),
 )
 SKIPPED_REQUESTS = Metric(
     "headkv:skipped_requests_total",

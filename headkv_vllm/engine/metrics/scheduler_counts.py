@@ -33,10 +33,22 @@ def prompt_counts(budget: RequestBudget, block_size: int) -> dict[str, int]:
     if not budget.compressed:
         return {f"{metrics.SKIPPED_REQUESTS.name}/{budget.skip_reason}": 1}
     counts = COMPRESSED_PROMPT_COUNTS.items()
-    numbers = {metric.name: count(budget, block_size) for metric, count in counts}
-    if not budget.delay:
-        numbers[f"{metrics.COMPRESSIONS.name}/prompt"] = 1
-    return numbers
+    return {metric.name: count(budget, block_size) for metric, count in counts}
+
+
+def _compression_kind(
+    budget: RequestBudget, num_before: int, num_after: int, block_size: int
+) -> str | None:
+    """What a step compresses: "prompt", "prefill" (a part of a prompt), "generation" or None.
+
+    num_before, num_after: the computed tokens of a request before and after the step.
+    """
+    num_replaced = budget.num_replaced_blocks(num_before, block_size)
+    if num_replaced == budget.num_replaced_blocks(num_after, block_size):
+        return None
+    if num_after == budget.num_prompt_tokens == budget.first_point:
+        return "prompt"
+    return "prefill" if num_before < budget.num_prompt_tokens else "generation"
 
 
 @dataclass(frozen=True)
@@ -94,12 +106,8 @@ class SchedulerCounts:
         for request_id, num_new in output.num_scheduled_tokens.items():
             budget = self._manager.budgets[request_id]
             num_tokens = requests[request_id].num_computed_tokens
-            if budget.interval:
-                before = budget.num_replaced_blocks(num_tokens - num_new, block_size)
-                is_again = before < budget.num_replaced_blocks(num_tokens, block_size)
-                is_prompt = num_tokens == budget.num_prompt_tokens
-                if is_again and not is_prompt:
-                    self._prompts[f"{metrics.COMPRESSIONS.name}/generation"] += 1
+            if kind := _compression_kind(budget, num_tokens - num_new, num_tokens, block_size):
+                self._prompts[f"{metrics.COMPRESSIONS.name}/{kind}"] += 1
             if request_id not in self._counted and num_tokens >= budget.first_point:
                 self._counted.add(request_id)
                 self._prompts.update(prompt_counts(budget, block_size))

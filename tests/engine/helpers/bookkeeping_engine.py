@@ -83,6 +83,7 @@ class Worker:
     window: int
     width: int
     num_query_blocks: int
+    compress_prefill: bool
 
     def __post_init__(self) -> None:
         self.notes: dict[tuple[int, int], object] = {}
@@ -119,12 +120,12 @@ class Worker:
         assert not any(start < point < end for point in points), "a step crosses a point"
         if not points or start < points[0]:
             self._expect(row, exact, 0, start, start)
-            if points and points[0] == end == row.num_prompt_tokens:
+            if points and self._is_by_prompt(row, end):
                 assert start <= end - self.window, "the window's queries are not all in this step"
                 self._note_compressed(row, exact, end)
         else:
             *earlier, point = [point for point in points if point <= start]
-            if start == point > row.num_prompt_tokens:
+            if start == point and not self._is_by_prompt(row, point):
                 self._compress_again(row, exact, earlier[-1:], point, points[0])
             self._expect_compressed(row, exact, point)
             first = self._num_full(point) * self.block_size
@@ -142,10 +143,14 @@ class Worker:
         if not row.interval:
             return [row.num_prompt_tokens]
         twice = 2 * num_compressed * self.block_size + self.window
-        points = [max(row.num_prompt_tokens, twice)]
+        points = [twice if self.compress_prefill else max(row.num_prompt_tokens, twice)]
         while points[-1] < end:
             points.append(points[-1] + row.interval * self.block_size)
         return points
+
+    def _is_by_prompt(self, row: BlockRow, point: int) -> bool:
+        """Whether the step that completes the prompt compresses the request at this point."""
+        return point == row.num_prompt_tokens == self._points(row, 0)[0]
 
     def _compressed(self, row: BlockRow) -> tuple[int, ...]:
         num_query_blocks = self.num_query_blocks if row.interval else 0
@@ -190,7 +195,7 @@ class Worker:
         for position in range(start, end):
             point = next(p for p in self._points(row, position + 1) if p > position)
             index = position - (point - self.window)
-            if point > row.num_prompt_tokens and index >= 0:
+            if not self._is_by_prompt(row, point) and index >= 0:
                 self.notes[self._query_place(row, index)] = ("query", exact[position])
 
     def _query_place(self, row: BlockRow, index: int) -> tuple[int, int]:
@@ -238,7 +243,11 @@ class BookkeepingEngine:
         )
         width = spec.max_num_blocks_per_req(config, config.model_config.max_model_len)
         self.worker = Worker(
-            self.block_size, self.settings.window, width, self.manager.num_query_blocks
+            self.block_size,
+            self.settings.window,
+            width,
+            self.manager.num_query_blocks,
+            self.settings.compress_prefill,
         )
         self._in_flight, self._depth = deque[SchedulerOutput](), in_flight
         self._sampled: dict[int, set[str]] = {}

@@ -31,6 +31,10 @@ COURSES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"budget": 48, "window": 8, "policy": "adakv"}, {"max_num_batched_tokens": 96}),
     ({"budget": 40, "window": 8, "compress_every": 16}, {"scheduler_reserve_full_isl": False}),
     ({"budget": 48, "window": 20, "compress_every": 40}, {"scheduler_reserve_full_isl": False}),
+    (
+        {"budget": 48, "window": 8, "compress_every": 32, "compress_prefill": True},
+        {"scheduler_reserve_full_isl": False},
+    ),
 ]
 """Settings, and vLLM's own."""
 

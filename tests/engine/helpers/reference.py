@@ -95,10 +95,16 @@ class Reference:
         return Prefill(len(prompt), self._attentions, out.logits[0, -1], out.past_key_values)
 
     @torch.inference_mode()
-    def answer(self, prefill: Prefill, how: Compression | None, num_tokens: int) -> torch.Tensor:
+    def answer(
+        self,
+        prefill: Prefill,
+        how: Compression | None,
+        num_tokens: int,
+        forced: Sequence[int] = (),
+    ) -> torch.Tensor:
         """Log-probabilities of `num_tokens` greedy steps, [num_tokens, vocabulary].
 
-        how: None keeps the whole prompt.
+        how: None keeps the whole prompt. forced: the first tokens, whatever the model says.
         """
         shape = (self.num_layers, self.num_kv_heads, prefill.num_tokens + num_tokens)
         visible = torch.ones(shape).bool()
@@ -116,7 +122,8 @@ class Reference:
                 entries = Entries(visible, queries, prefill.cache, length - 1)
                 num_head_blocks = self._compress(entries, num_head_blocks, is_first, how)
             self._masks = [self._mask(layer, length) for layer in visible]
-            token = logits[-1].argmax().view(1, 1)
+            likeliest = int(logits[-1].argmax())
+            token = torch.tensor([[forced[step - 1] if step <= len(forced) else likeliest]])
             self._attentions = []
             out = self._model(token, past_key_values=prefill.cache, use_cache=True)
             for layer, attention in enumerate(self._attentions):
