@@ -106,7 +106,9 @@ class Bench:
         seed = next(self._seeds)
         case = replace(case, load=replace(case.load, seed=seed))
         outcomes = {
-            name: self._started[name].run(case.load, case.budget if name == "headkv" else None)
+            name: self._started[name].run(
+                case.load, {"headkv_budget": case.budget} if name == "headkv" else None
+            )
             for name in (SIDES if seed % 2 else SIDES[::-1])
         }
         return Result(case, outcomes)

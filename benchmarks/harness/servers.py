@@ -4,7 +4,7 @@
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,13 +86,13 @@ class Server:
     url: str
     folder: Path
 
-    def run(self, load: Load, budget: int | None = None) -> Outcome:
-        """Send `load` and wait for all answers. budget: the budget of headkv's requests, in tokens.
+    def run(self, load: Load, arguments: Mapping[str, Any] | None = None) -> Outcome:
+        """Send `load` and wait for all answers. arguments: `vllm_xargs` of all requests.
 
         Raises RuntimeError when a request fails.
         """
         before = self.num_preemptions()
-        result = _benchmark(_client_arguments(self, load, budget))
+        result = _benchmark(_client_arguments(self, load, arguments))
         if result["completed"] != load.num_prompts:
             raise RuntimeError(
                 f"{result['completed']} of {load.num_prompts} requests were answered"
@@ -152,7 +152,7 @@ def _serve_arguments(name: SideName, folder: Path, max_model_len: int) -> list[s
     return arguments
 
 
-def _client_arguments(server: Server, load: Load, budget: int | None) -> list[str]:
+def _client_arguments(server: Server, load: Load, arguments: Mapping[str, Any] | None) -> list[str]:
     # Only this data set of vLLM has random tokens. "random" uses the vocabulary in order, and in
     # our small vocabulary prompts would share prefixes.
     suffix = min(BLOCK_SIZE, load.prompt_tokens // 2)
@@ -173,8 +173,8 @@ def _client_arguments(server: Server, load: Load, budget: int | None) -> list[st
         "percentile-metrics": "ttft,itl",
         "metric-percentiles": "50,99",
     }
-    if budget is not None:
-        named["extra-body"] = json.dumps({"vllm_xargs": {"headkv_budget": budget}})
+    if arguments is not None:
+        named["extra-body"] = json.dumps({"vllm_xargs": dict(arguments)})
     flags = ["--ignore-eos", "--disable-tqdm"]
     return flags + [part for key, value in named.items() for part in (f"--{key}", str(value))]
 

@@ -89,6 +89,22 @@ def test_a_budget_below_them_changes_answers(pair: Pair) -> None:
     assert all(a.logprobs != b.logprobs for a, b in zip(stock, compressed, strict=True))
 
 
+@pytest.mark.parametrize("chunk", [None, CHUNK], ids=["one chunk", "chunks of 256"])
+def test_requests_that_end_before_they_are_compressed(pair: Pair, chunk: int | None) -> None:
+    """They hold compressed blocks from the start, for they may generate 400 tokens and do not."""
+    prompts = [needle_prompt(length, seed=length) for length in (100, 257, 300, 417)]
+    own = {"headkv_budget": 250, "headkv_compress_every": 64}
+    for num_cached in (0, 1):  # and again, with prefix hits
+        expected = pair.stock.call(inside.answer, prompts, 400, logprobs=1, chunk=chunk)
+        given = pair.headkv.call(
+            inside.answer, prompts, 400, own=[own] * len(prompts), logprobs=1, chunk=chunk
+        )
+        assert given == expected
+        assert all(answer.num_cached_tokens >= 96 * num_cached for answer in given)
+    # 2 * 7 blocks of 32 tokens and a window come first. One answer would reach that.
+    assert all(len(p) + len(a.token_ids) < 456 for p, a in zip(prompts, given, strict=True))
+
+
 @pytest.fixture
 def two_ranks() -> Iterator[Pair]:
     started = []
