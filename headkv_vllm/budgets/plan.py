@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from headkv_vllm.arrays import FloatArray
 from headkv_vllm.budgets.allocation import Allocation, allocate_head_blocks
 from headkv_vllm.budgets.policies import POLICIES
-from headkv_vllm.budgets.request import RequestBudget, request_budget
+from headkv_vllm.budgets.request import RequestBudget, num_query_blocks, request_budget
 from headkv_vllm.budgets.tensor_parallel import worker_kv_heads
 from headkv_vllm.config import Settings
 from headkv_vllm.errors import SettingsError, shown
@@ -40,6 +40,9 @@ class Plan(BaseModel):
     mean_kept_tokens: prompt tokens that a KV head keeps, on average.
     kept_share: mean_kept_tokens as a part of the prompt.
     reason: why the request is not compressed; None if it is compressed.
+    first_point: the number of tokens at which the request is compressed for the first time.
+    max_blocks_held: the maximum of blocks that it holds after that, however long it generates. None
+        without `compress_every`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -49,6 +52,8 @@ class Plan(BaseModel):
     tensor_parallel_size: int
     compressed: bool
     reason: str | None
+    first_point: int
+    max_blocks_held: int | None
     num_compressed_blocks: int
     num_full_blocks: int
     num_tail_tokens: int
@@ -72,12 +77,14 @@ def make_plan(
     head_size: int,
     bytes_per_element: int,
     tensor_parallel_size: int = 1,
+    group_size: int = 1,
 ) -> Plan:
     """The plan for a prompt of `num_prompt_tokens` tokens.
 
     scores: [L, num_kv_heads], of the model.
     block_size: tokens per vLLM block.
     head_size, bytes_per_element: numbers in a key or a value, and bytes per number.
+    group_size: query heads per KV head.
     Raises SettingsError when vLLM could not serve with one of these numbers.
     """
     _check_count("prompt length", num_prompt_tokens)
@@ -86,16 +93,20 @@ def make_plan(
     budget = request_budget(settings, num_prompt_tokens, block_size)
     head_blocks = _head_blocks(scores, budget, settings, tensor_parallel_size)
     block_bytes = 2 * bytes_per_element * head_size * block_size * head_blocks.size
+    for_queries = _query_blocks(settings, group_size, block_size)
+    again = budget.max_blocks_again(block_size, for_queries) if budget.interval else None
     return Plan(
         num_prompt_tokens=num_prompt_tokens,
         block_size=block_size,
         tensor_parallel_size=tensor_parallel_size,
         compressed=budget.compressed,
         reason=_reason(budget),
+        first_point=budget.first_point,
+        max_blocks_held=again,
         adaptive=POLICIES[budget.policy].adaptive,
         num_compressed_blocks=budget.num_compressed_blocks,
         num_full_blocks=budget.num_full_blocks,
-        **_memory(budget, block_size, block_bytes),
+        **_memory(budget, block_size, block_bytes, for_queries),
         **_kept(budget, block_size, head_blocks),
     )
 
@@ -128,10 +139,26 @@ def _head_blocks(
     return np.hstack([allocate_head_blocks(own, budget, settings) for own in ranks])
 
 
-def _memory(budget: RequestBudget, block_size: int, block_bytes: int) -> dict[str, Any]:
-    stock = -(-budget.num_prompt_tokens // block_size)
-    prefill = stock + budget.num_compressed_blocks
-    held = prefill - (budget.num_full_blocks if budget.compressed else 0)
+def _query_blocks(settings: Settings, group_size: int, block_size: int) -> int:
+    """Q of requests that are compressed again; 0 for others."""
+    number = num_query_blocks(group_size, settings.window, block_size)
+    if settings.compress_every and number == 0:
+        raise SettingsError(
+            f"compress_every={settings.compress_every} is not allowed with blocks of {block_size} "
+            f"tokens: a block has no room for the queries of one token"
+        )
+    return number if settings.compress_every else 0
+
+
+def _memory(
+    budget: RequestBudget, block_size: int, block_bytes: int, num_query_blocks: int
+) -> dict[str, Any]:
+    length = budget.num_prompt_tokens
+    stock = -(-length // block_size)
+    num_private = budget.num_private_blocks(num_query_blocks)
+    prefill, held = stock + num_private, stock + num_private - _num_replaced(budget, block_size)
+    if budget.delay < 0:  # the prompt is compressed while it is read
+        prefill = budget.max_blocks(length, block_size, num_query_blocks)
     blocks = {"held": held, "prefill": prefill, "stock": stock}
     return {
         **{f"num_blocks_{name}": number for name, number in blocks.items()},
@@ -140,8 +167,11 @@ def _memory(budget: RequestBudget, block_size: int, block_bytes: int) -> dict[st
 
 
 def _kept(budget: RequestBudget, block_size: int, head_blocks: Allocation) -> dict[str, Any]:
-    tail = budget.num_prompt_tokens - budget.num_full_blocks * block_size
-    num_blocks = int(head_blocks.sum(dtype=np.int64))
+    num_full = budget.num_full_blocks
+    if budget.compressed:
+        num_full = _num_replaced(budget, block_size)
+    tail = budget.num_prompt_tokens - num_full * block_size
+    num_blocks = int(head_blocks.sum(dtype=np.int64)) if num_full else 0
     mean = num_blocks * block_size / head_blocks.size + tail
     return {
         "num_tail_tokens": tail,
@@ -149,6 +179,11 @@ def _kept(budget: RequestBudget, block_size: int, head_blocks: Allocation) -> di
         "kept_share": mean / budget.num_prompt_tokens,
         "head_blocks": tuple(tuple(layer) for layer in head_blocks.tolist()),
     }
+
+
+def _num_replaced(budget: RequestBudget, block_size: int) -> int:
+    """The blocks of tokens that head blocks have replaced when the prompt is complete."""
+    return budget.num_replaced_blocks(budget.num_prompt_tokens, block_size)
 
 
 def _reason(budget: RequestBudget) -> str | None:

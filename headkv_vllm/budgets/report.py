@@ -18,9 +18,11 @@ def print_plan(plan: Plan) -> None:
     if plan.reason is not None:
         console.print(f"\nnot compressed: {plan.reason}", soft_wrap=True, markup=False)
         return
+    if plan.first_point > plan.num_prompt_tokens:
+        console.print(f"\ncompressed for the first time when it has {plan.first_point} tokens")
     console.print(
-        f"\nblocks of {plan.block_size} tokens that each KV head keeps, in addition to the last "
-        f"{plan.num_tail_tokens} tokens, which every head keeps"
+        f"\nblocks of {plan.block_size} tokens that each KV head keeps, in addition to "
+        f"{_tail(plan)}, which every head keeps"
         + (" (the prompt decides the split inside each layer):" if plan.adaptive else ":"),
         soft_wrap=True,
     )
@@ -33,12 +35,20 @@ def _totals(plan: Plan) -> Table:
     stock = str(plan.num_blocks_stock)
     table.add_row("blocks held after prefill", str(plan.num_blocks_held), stock)
     table.add_row("blocks held in prefill", str(plan.num_blocks_prefill), stock)
+    if plan.max_blocks_held is not None:
+        table.add_row("blocks held while it generates, at most", str(plan.max_blocks_held), "all")
     held = _size(plan.kv_bytes_held)
     table.add_row("KV cache after prefill", held, _size(plan.kv_bytes_stock))
     mean = f"{plan.mean_kept_tokens:.1f}"
     table.add_row("tokens per KV head, mean", mean, str(plan.num_prompt_tokens))
     table.add_row("part of the prompt", f"{plan.kept_share:.1%}", "100.0%")
     return table
+
+
+def _tail(plan: Plan) -> str:
+    if plan.first_point > plan.num_prompt_tokens:
+        return "the last tokens"
+    return f"the last {plan.num_tail_tokens} tokens"
 
 
 def _heads(plan: Plan) -> Table:

@@ -44,6 +44,18 @@ def plan(
     min_blocks: Annotated[
         int | None, typer.Option(help="Every head keeps at least this many blocks.")
     ] = None,
+    compress_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Compress again whenever the request has grown by so many tokens. 0 is off."
+        ),
+    ] = None,
+    compress_prefill: Annotated[
+        bool | None,
+        typer.Option(
+            "--compress-prefill", help="Compress prompts while they are read. On with the option."
+        ),
+    ] = None,
     kv_cache_dtype: Annotated[
         str,
         typer.Option(help=f"{', '.join(BYTES_PER_ELEMENT)}. auto means 2 bytes per number."),
@@ -69,6 +81,8 @@ def plan(
         "window": window,
         "gqa_fold": gqa_fold,
         "min_blocks": min_blocks,
+        "compress_every": compress_every,
+        "compress_prefill": compress_prefill,
     }
     with readable_errors():
         made = _make_plan(
@@ -110,6 +124,7 @@ def _make_plan(
         identity.head_size,
         bytes_per_element,
         tensor_parallel_size,
+        identity.num_heads // identity.num_kv_heads,
     )
 
 

@@ -25,6 +25,7 @@ class ServedModel:
 
     names: the model names that requests may use. bytes_per_element: of keys and values.
     num_blocks: vLLM blocks of all engines behind this server; None if not known.
+    group_size: query heads per KV head.
     """
 
     names: tuple[str, ...]
@@ -32,6 +33,7 @@ class ServedModel:
     settings: Settings
     scores: ServedScores
     head_size: int
+    group_size: int
     bytes_per_element: int
     block_size: int
     num_blocks: int | None
@@ -63,12 +65,14 @@ def served_model(engine_client: EngineClient, arguments: Namespace) -> ServedMod
     if not is_selected(vllm_config):
         return None
     model_config, cache_config = vllm_config.model_config, vllm_config.cache_config
+    num_heads = model_config.model_arch_config.total_num_attention_heads
     return ServedModel(
         names=tuple(arguments.served_model_name or [arguments.model]),
         vllm_version=vllm.__version__,
         settings=read_settings(vllm_config),
         scores=served_scores(vllm_config),
         head_size=model_config.get_head_size(),
+        group_size=num_heads // model_config.get_total_num_kv_heads(),
         bytes_per_element=model_dtype(vllm_config).itemsize,
         block_size=cache_config.block_size,
         num_blocks=cache_config.num_gpu_blocks,

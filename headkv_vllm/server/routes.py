@@ -132,4 +132,5 @@ def _plan(served: ServedModel, settings: Settings, num_prompt_tokens: int) -> Pl
         served.head_size,
         served.bytes_per_element,
         served.tensor_parallel_size,
+        served.group_size,
     )

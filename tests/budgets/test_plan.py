@@ -215,3 +215,37 @@ def test_numbers_that_cannot_be_served_are_refused(numbers, message):
     with pytest.raises(SettingsError, match=message) as raised:
         plan({}, num_prompt_tokens, block_size, ranks=ranks)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_prompt_tokens", "held", "prefill", "most", "first_point"),
+    [
+        # K = (128 - 8) // 16 = 7 and a block for queries; F = 62 of 63 prompt blocks.
+        ({"compress_every": 64}, 1000, 7 + 1 + 1, 7 + 1 + 63, 7 + 1 + 1 + 4 + 1, 1000),
+        # 2 * 7 * 16 + 8 = 232 tokens come first: nothing is compressed when the prompt is complete.
+        ({"compress_every": 64}, 100, 7 + 1 + 7, 7 + 1 + 7, 7 + 1 + 1 + 4 + 1, 232),
+        # 1000 = 232 + 768 is a point, which the next step compresses at; before it: at 936 tokens.
+        (
+            {"compress_every": 64, "compress_prefill": True},
+            1000,
+            7 + 1 + 63 - (936 - 8) // 16,
+            7 + 1 + 15 + 1,
+            7 + 1 + 1 + 4 + 1,
+            232,
+        ),
+        ({}, 1000, 7 + 1, 7 + 63, None, 1000),
+    ],
+)
+def test_a_request_that_is_compressed_again(
+    settings, num_prompt_tokens, held, prefill, most, first_point
+):
+    made = plan({"budget": 128, **settings}, num_prompt_tokens, block_size=16)
+    assert (made.num_blocks_held, made.num_blocks_prefill) == (held, prefill)
+    assert (made.max_blocks_held, made.first_point) == (most, first_point)
+    is_compressed = first_point <= num_prompt_tokens
+    assert (made.mean_kept_tokens < num_prompt_tokens) == is_compressed
+
+
+def test_blocks_without_room_for_queries_are_refused():
+    with pytest.raises(SettingsError, match="compress_every=64 is not allowed with blocks of 1 "):
+        make_plan(some_scores(2, 2), Settings(compress_every=64), 1000, 1, HEAD_SIZE, 2, 1, 4)
