@@ -18,13 +18,13 @@ from headkv_vllm.budgets.policies import POLICIES
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.compatibility import RULES
 from headkv_vllm.engine.metrics.definitions import METRICS
-from headkv_vllm.request_overrides import BUDGET, KEEP_RATIO, POLICY
+from headkv_vllm.request_overrides import BUDGET, COMPRESS_EVERY, KEEP_RATIO, POLICY
 from tests.docs.blocks import GUIDES, PAGES, ROOT
 from tests.docs.conftest import START_TIMEOUT
 from tests.docs.serving import GuideServer
 
 USER_GUIDE, SETTINGS = GUIDES[0], ROOT / "docs" / "settings.md"
-OVERRIDES = (BUDGET, KEEP_RATIO, POLICY)
+OVERRIDES = (BUDGET, KEEP_RATIO, POLICY, COMPRESS_EVERY)
 VLLM_SAYS = (
     "renderers/params.py",
     "v1/attention/backends/registry.py",
@@ -152,7 +152,7 @@ def test_lines_are_short(page: Path) -> None:
     assert [line for line in lines if len(line) > 100] == []
 
 
-@pytest.mark.parametrize(("page", "most"), [("README.md", 120), ("docs/architecture.md", 200)])
+@pytest.mark.parametrize(("page", "most"), [("README.md", 120), ("docs/architecture.md", 225)])
 def test_a_page_stays_short(page: str, most: int) -> None:
     assert len((ROOT / page).read_text().splitlines()) <= most
 

@@ -72,7 +72,12 @@ def builder(
         for index, name in enumerate(LAYERS)
     }
     config = SimpleNamespace(
-        model_config=SimpleNamespace(dtype=torch.float32),
+        model_config=SimpleNamespace(
+            dtype=torch.float32,
+            get_num_attention_heads=lambda _: NUM_KV_HEADS,
+            get_num_kv_heads=lambda _: NUM_KV_HEADS,
+        ),
+        parallel_config=None,
         scheduler_config=SimpleNamespace(max_num_seqs=4),
         cache_config=SimpleNamespace(num_gpu_blocks=10),
         compilation_config=SimpleNamespace(

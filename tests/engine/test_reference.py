@@ -133,10 +133,9 @@ GENERATING = {
     "headkv_ada, all options": case_of(
         "headkv_ada", uses_scores=True, compress_every=48, query_reduction="max", value_norm=True
     ),
-    "streaming": case_of("streaming", compress_every=16, sink=20),
 }
 """Requests that are compressed again while they generate."""
-NUM_GENERATED = 250
+NUM_GENERATED = 180
 
 
 @pytest.mark.parametrize(
@@ -152,7 +151,7 @@ def test_generated_tokens_are_compressed_as_by_the_reference(
     """One prompt is compressed at its end, and the others when they have grown."""
     engine = engines.headkv(case.settings, **case.arguments)
     scores = case.fold and folded_scores(SCORES, reference.num_kv_heads, case.fold)
-    prompts = [needle_prompt(length, seed=length) for length in (60, 200, 600)]
+    prompts = [needle_prompt(length, seed=length) for length in (60, 300)]
     how = Compression(128, scores=scores or None, **case.told)
     given = engine.call(answer, prompts, NUM_GENERATED, logprobs=20, ignore_eos=True)
     once = dataclasses.replace(how, compress_every=0)
@@ -165,22 +164,12 @@ def test_generated_tokens_are_compressed_as_by_the_reference(
     engines.end(engine)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case_of("headkv", uses_scores=True, compress_every=128), id="headkv"),
-        pytest.param(
-            case_of("headkv_ada", uses_scores=True, compress_every=80, value_norm=True),
-            id="headkv_ada",
-            marks=pytest.mark.slow,
-        ),
-    ],
-)
 def test_prompts_are_compressed_while_they_are_read_as_by_the_reference(
-    case: Case, engines: Engines, reference: Reference
+    engines: Engines, reference: Reference
 ) -> None:
     """The prompts have up to 8 times the tokens of the pool, which holds 256."""
-    budget, lengths = 72, (100, 136, 700, 2048)
+    case = case_of("headkv_ada", uses_scores=True, compress_every=128, value_norm=True)
+    budget, lengths = 72, (100, 136, 2048)
     engine = engines.headkv(
         {**case.settings, "compress_prefill": True, "budget": budget},
         **case.arguments,

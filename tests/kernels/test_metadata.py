@@ -71,7 +71,7 @@ class TestTokens:
         assert (slots[len(expected) :] == -1).all() and not tokens.ends[len(expected) :].any()
 
     def test_a_chunk_longer_than_a_program_takes(self):
-        rows, starts, ends = integers([[700, 0, 0, *range(5, 50)]], [0, 600], [650])
+        rows, starts, ends = integers([[700, 0, 0, 0, *range(5, 50)]], [0, 600], [650])
         stock = torch.zeros(600, dtype=torch.int64, device=DEVICE)
         tokens, slots = step_tokens(rows, starts, ends, stock, 600, 16, BUFFERS)
         assert tokens.ends.tolist() == list(range(51, 651))
