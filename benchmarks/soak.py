@@ -65,9 +65,12 @@ class Memory:
         return median(late) / median(early or late) - 1
 
 
-def serve_arguments() -> list[str]:
+def serve_arguments(compress_prefill: bool) -> list[str]:
     """Of `vllm serve`."""
-    settings = {"headkv": {"budget": 128, "check_integrity": True}}
+    headkv: dict[str, Any] = {"budget": 128, "check_integrity": True}
+    if compress_prefill:
+        headkv |= {"compress_every": 64, "compress_prefill": True}
+    settings = {"headkv": headkv}
     return [
         *(str(checkpoint_path()), "--served-model-name", MODEL, "--attention-backend", "headkv"),
         *("--additional-config", json.dumps(settings), "--dtype", "float32", "--enforce-eager"),
@@ -159,6 +162,9 @@ def main(
     requests: Annotated[int, typer.Option(min=1, help="How many requests at most.")] = 10**9,
     questions: Annotated[int, typer.Option(min=1, help="Different requests.")] = 150,
     seed: Annotated[int, typer.Option(help="Of the questions and their order.")] = 0,
+    compress_prefill: Annotated[
+        bool, typer.Option("--compress-prefill", help="Compress prompts while they are read.")
+    ] = False,
     quick: Quick = False,
     out: Out = RESULTS,
 ) -> None:
@@ -166,12 +172,14 @@ def main(
     if quick:
         seconds, questions = min(seconds, 60), min(questions, 40)
     out.mkdir(parents=True, exist_ok=True)
-    with ServerProcess(serve_arguments(), out / "soak.log", ENVIRONMENT) as server:
+    name = "soak_prefill" if compress_prefill else "soak"
+    arguments = serve_arguments(compress_prefill)
+    with ServerProcess(arguments, out / f"{name}.log", ENVIRONMENT) as server:
         server.wait_until_healthy(START_TIMEOUT)
         with watching(server.pid) as memory:
             tally = asyncio.run(run(server.url, seconds, requests, questions, seed))
         left, counted = left_behind(server.url), metrics(server.url)
-    write(tally, memory, left, counted, out)
+    write(name, tally, memory, left, counted, out)
     for line in [*tally.wrong, *tally.failed][:10]:
         print(line)
     if tally.wrong or tally.failed or tally.hung or left:
@@ -179,23 +187,29 @@ def main(
 
 
 def write(
-    tally: Tally, memory: Memory, left: dict[str, float], counted: dict[str, float], out: Path
+    name: str,
+    tally: Tally,
+    memory: Memory,
+    left: dict[str, float],
+    counted: dict[str, float],
+    out: Path,
 ) -> None:
     """The report and its picture."""
     lines(
-        out / "soak.png",
+        out / f"{name}.png",
         {"resident memory": (memory.seconds, memory.mebibytes)},
         ("seconds", "MiB of all of the server's processes"),
     )
     row: dict[str, Any] = {
         "requests": tally.num_requests,
         **tally.manners,
-        "compressed prompts": int(counted["headkv:compressed_requests_total"]),
+        "compressed requests": int(counted["headkv:compressed_requests_total"]),
+        "compressions": int(counted["headkv:compressions_total"]),
         "preemptions": int(counted["vllm:num_preemptions_total"]),
         "seconds": memory.seconds[-1] if memory.seconds else 0.0,
     }
     Report(
-        name="soak",
+        name=name,
         question="Does mixed traffic change an answer, or leave anything behind?",
         command=command_line("soak"),
         rows=[row],
@@ -207,7 +221,7 @@ def write(
             Bar("growth of memory, last quarter / second quarter - 1", memory.growth, 0.05, True),
         ],
         notes=["The server checked its own books in each step."],
-        pictures=["soak.png"],
+        pictures=[f"{name}.png"],
     ).write(out)
 
 

@@ -30,6 +30,8 @@ OWN: Final[tuple[dict[str, Any], ...]] = (
     {"headkv_policy": "adakv", "headkv_budget": 96},
     {"headkv_policy": "headkv_ada"},
     {"headkv_policy": "streaming"},
+    {"headkv_budget": 64, "headkv_compress_every": 32},
+    {"headkv_budget": 48, "headkv_compress_every": 16, "headkv_policy": "adakv"},
 )
 """The plugin's arguments of requests."""
 
@@ -93,7 +95,7 @@ def _samples(seed: int) -> Iterator[NeedleSample]:
 
 
 def _body(chance: random.Random, prompt: str) -> dict[str, Any]:
-    body: dict[str, Any] = {"temperature": 0, "max_tokens": chance.choice([1, 8, 32, 64, 160])}
+    body: dict[str, Any] = {"temperature": 0, "max_tokens": chance.choice([1, 8, 32, 64, 160, 320])}
     extra: dict[str, Any] = {}
     if own := chance.choice(OWN):
         extra["vllm_xargs"] = own
