@@ -58,6 +58,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "plan.budget": {"null", "zero"},
     "plan.keep_ratio": {"null"},
     "plan.policy": {"null"},
+    "plan.compress_every": {"null", "zero"},
 }
 
 
@@ -93,7 +94,10 @@ def bad_plans() -> list[BadInput]:
     """Bodies of POST plan."""
     return [
         BadInput(f"plan.{name}", kind, {"prompt_tokens": 1000, name: value})
-        for name in ("prompt_tokens", "text", "budget", "keep_ratio", "policy", "none_such")
+        for name in (
+            *("prompt_tokens", "text", "budget", "keep_ratio", "policy", "compress_every"),
+            "none_such",
+        )
         for kind, value in VALUES.items()
         if kind not in ALLOWED.get(f"plan.{name}", set())
         if (name, kind) != ("text", "null")

@@ -50,6 +50,9 @@ class PlanRequest(BaseModel):
         default=None, gt=0, le=1, description="the budget as a part of the prompt"
     )
     policy: PolicyName | None = Field(default=None, description="how budgets are allocated")
+    compress_every: int | None = Field(
+        default=None, ge=0, description="tokens between two compressions; 0 is off"
+    )
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:

@@ -95,7 +95,7 @@ async def open_dashboard() -> HTMLResponse:
 
 def _settings(served: ServedModel, plan_request: PlanRequest) -> Settings:
     """The settings of a request with this budget and policy. Raises Refusal."""
-    fields = ("budget", "keep_ratio", "policy")
+    fields = ("budget", "keep_ratio", "policy", "compress_every")
     given = {name: getattr(plan_request, name) for name in fields}
     arguments = {f"headkv_{name}": value for name, value in given.items() if value is not None}
     try:

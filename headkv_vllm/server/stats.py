@@ -2,6 +2,7 @@
 """The answer of GET stats: the server's own metrics of compression."""
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from http import HTTPStatus
 
@@ -14,9 +15,9 @@ from headkv_vllm.server.refusal import Refusal
 
 
 class CompressionTime(BaseModel):
-    """prompts: number of compressed prompts. seconds: time for selecting and copying, in total."""
+    """number: of compressions. seconds: time for selecting and copying, in total."""
 
-    prompts: int
+    number: int
     seconds: float
 
 
@@ -38,6 +39,7 @@ class Stats(BaseModel):
     time: float
     compressed_requests: int
     skipped_requests: dict[str, int] = Field(description="by reason")
+    compressions: dict[str, int] = Field(description="by kind")
     prompt_tokens: int
     kept_tokens: int
     freed_blocks: int
@@ -61,14 +63,18 @@ def read_stats(registry: CollectorRegistry) -> Stats:
     return _stats(samples)
 
 
+_BY_LABEL = (metrics.SKIPPED_REQUESTS, metrics.COMPRESSIONS)
+
+
 def _stats(samples: Iterable[Sample]) -> Stats:
     total: dict[str, float] = {}
-    skipped: dict[str, int] = {}
+    by_label: dict[str, Counter[str]] = {metric.name: Counter() for metric in _BY_LABEL}
     for sample in samples:
         total[sample.name] = total.get(sample.name, 0) + sample.value
-        if sample.name == metrics.SKIPPED_REQUESTS.name:
-            reason = sample.labels["reason"]
-            skipped[reason] = skipped.get(reason, 0) + int(sample.value)
+        if sample.name in by_label:
+            label = metrics.METRICS[sample.name].label
+            assert label is not None
+            by_label[sample.name][sample.labels[label]] += int(sample.value)
 
     def number(name: str) -> int:
         return round(total.get(name, 0))
@@ -77,12 +83,13 @@ def _stats(samples: Iterable[Sample]) -> Stats:
     return Stats(
         time=time.time(),
         compressed_requests=number(metrics.COMPRESSED_REQUESTS.name),
-        skipped_requests=skipped,
+        skipped_requests=dict(by_label[metrics.SKIPPED_REQUESTS.name]),
+        compressions=dict(by_label[metrics.COMPRESSIONS.name]),
         prompt_tokens=number(metrics.PROMPT_TOKENS.name),
         kept_tokens=number(metrics.KEPT_TOKENS.name),
         freed_blocks=number(metrics.FREED_BLOCKS.name),
         compression=CompressionTime(
-            prompts=number(f"{compression}_count"), seconds=total.get(f"{compression}_sum", 0)
+            number=number(f"{compression}_count"), seconds=total.get(f"{compression}_sum", 0)
         ),
         live_compressed_requests=number(metrics.LIVE_COMPRESSED_REQUESTS.name),
         head_blocks_in_use=number(metrics.HEAD_BLOCKS_IN_USE.name),

@@ -25,7 +25,12 @@ def test_mixed_traffic_changes_no_answer_and_leaves_nothing_behind(tmp_path: Pat
     assert ran.returncode == 0, ran.stdout + ran.stderr
     found = json.loads((tmp_path / "soak.json").read_text())
     (row,) = found["rows"]
-    assert row["requests"] > 200 and row["compressed prompts"] > 100 and row["preemptions"] > 0
+    assert (
+        row["requests"] > 200
+        and row["compressed requests"] > 100
+        and row["compressions"] > 200
+        and row["preemptions"] > 0
+    )
     wrong, failed, hung, left = (bar["value"] for bar in found["bars"][:4])
     assert wrong == failed == hung == left == 0
     assert (tmp_path / "soak.png").stat().st_size > 1000

@@ -37,7 +37,9 @@ SCORE_FILE = scores_dir() / "needle.json"
 
 def planned(settings: Settings, num_prompt_tokens: int) -> dict:
     scores = load(SCORE_FILE, settings, IDENTITY).values
-    plan = make_plan(scores, settings, num_prompt_tokens, BLOCK_SIZE, IDENTITY.head_size, 4)
+    group_size = IDENTITY.num_heads // IDENTITY.num_kv_heads
+    sizes = (BLOCK_SIZE, IDENTITY.head_size, 4)
+    plan = make_plan(scores, settings, num_prompt_tokens, *sizes, group_size=group_size)
     return json.loads(plan.model_dump_json())
 
 
@@ -104,6 +106,7 @@ def test_scores_are_those_of_the_file_and_say_so(guarded_server: GuardedServer) 
         ({"budget": 512}, {"budget": 512}),
         ({"keep_ratio": 0.25}, {"budget": None, "keep_ratio": 0.25}),
         ({"keep_ratio": 1}, {"budget": None, "keep_ratio": 1.0}),
+        ({"compress_every": 64}, {"compress_every": 64}),
         ({"policy": "uniform"}, {"policy": "uniform"}),
         ({"policy": "adakv", "budget": 300}, {"policy": "adakv", "budget": 300}),
         ({"budget": 0}, {"budget": 0}),
@@ -143,6 +146,7 @@ def test_a_text_is_planned_at_its_length_in_tokens(guarded_server: GuardedServer
         ({"prompt_tokens": 9, "keep_ratio": 0}, "keep_ratio", "greater than 0"),
         ({"prompt_tokens": 9, "keep_ratio": 1.5}, "keep_ratio", "1.5"),
         ({"prompt_tokens": 9, "budget": 64, "keep_ratio": 0.5}, "keep_ratio", "exclude each other"),
+        ({"prompt_tokens": 9, "compress_every": 3}, "compress_every", "an integer of at least 8"),
         ({"prompt_tokens": 9, "policy": "best"}, "policy", "'uniform'"),
         ({"prompt_tokens": 9, "windo": 4}, "windo", "allowed are prompt_tokens, text, budget"),
         ([], None, "the body is []"),
@@ -213,7 +217,8 @@ def test_stats_count_what_a_request_does(guarded_server: GuardedServer) -> None:
     assert after["prompt_tokens"] - before["prompt_tokens"] == sample.num_tokens
     assert after["kept_tokens"] - before["kept_tokens"] == round(plan["mean_kept_tokens"])
     assert after["freed_blocks"] - before["freed_blocks"] == plan["num_full_blocks"]
-    assert after["compression"]["prompts"] - before["compression"]["prompts"] == 1
+    assert after["compression"]["number"] - before["compression"]["number"] == 1
+    assert after["compressions"]["prompt"] - before["compressions"].get("prompt", 0) == 1
     assert after["compression"]["seconds"] > before["compression"]["seconds"]
     skipped = "skipped_requests"
     assert after[skipped]["too_short"] - before[skipped]["too_short"] == 1
@@ -251,7 +256,7 @@ def test_openapi_documents_every_route(guarded_server: GuardedServer) -> None:
     plan = schema["paths"][f"{guarded_server.api}/plan"]["post"]
     (body,) = plan["requestBody"]["content"].values()
     assert set(body["schema"]["properties"]) == {
-        "prompt_tokens", "text", "budget", "keep_ratio", "policy"
+        "prompt_tokens", "text", "budget", "keep_ratio", "policy", "compress_every"
     }  # fmt: skip
     assert {"ServedScores", "ShownConfig", "Plan", "Stats"} <= set(schema["components"]["schemas"])
 

@@ -85,11 +85,12 @@ function counters(stats) {
   return [
     ["Requests running", count(stats.running_requests), `${count(stats.waiting_requests)} waiting, ${count(stats.live_compressed_requests)} compressed`],
     ["Blocks in use", count(stats.blocks_in_use), pool],
-    ["Head blocks of prompts", count(stats.head_blocks_in_use), "of live compressed requests"],
+    ["Head blocks", count(stats.head_blocks_in_use), "of live compressed requests"],
     ["Requests compressed", count(stats.compressed_requests), reasons.length ? `left whole: ${reasons.join(", ")}` : "none left whole"],
     ["Prompt tokens kept", count(stats.kept_tokens), kept],
     ["Blocks freed", count(stats.freed_blocks), bytes(stats.freed_blocks * config.block_bytes)],
-    ["Compression per prompt", compression.prompts ? seconds(compression.seconds / compression.prompts) : "none yet", `${seconds(compression.seconds)} in all`],
+    ["Time per compression", compression.number ? seconds(compression.seconds / compression.number) : "none yet", `${seconds(compression.seconds)} in all`],
+    ["While they generate", count(stats.compressions.generation ?? 0), `compressions, and ${count(stats.compressions.prefill ?? 0)} while prompts were read`],
     ["Plan cache", `${count(cache.hits)} hits`, `${count(cache.misses)} missed, ${count(cache.size)} held`],
   ];
 }
