@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from headkv_vllm.arrays import IntArray
 from headkv_vllm.budgets.adaptive import split_layer
 from headkv_vllm.budgets.allocation import Allocation, Bounds
 from headkv_vllm.cache.head_blocks import HeadBlocks
@@ -22,6 +23,8 @@ from headkv_vllm.cache.selection import (
     count_best,
     on_device,
     pool,
+    ranked_again,
+    ranked_positions,
     recency,
     top_positions,
     value_norms,
@@ -70,6 +73,7 @@ class Candidates:
     padding: [n, 1] int64, the entries of each row that are padding; None if there is none.
     num_tokens: the entries of a row, padding included.
     num_columns: the first columns of `table`, whose entries a head may keep.
+    num_kept_columns: the first of these, with padding and with the entries that heads have kept.
     """
 
     heads: torch.Tensor
@@ -77,6 +81,7 @@ class Candidates:
     padding: torch.Tensor | None
     num_tokens: int
     num_columns: int
+    num_kept_columns: int
 
     def split(self, size: int) -> Iterator["Candidates"]:
         """Parts of at most `size` heads."""
@@ -140,7 +145,7 @@ class Compressor:
         num_tokens = compression.num_tokens - compression.num_replaced_blocks * block_size
         num_columns = compression.num_new_candidates
         if compression.is_first:
-            return Candidates(heads, table, None, num_tokens, num_columns)
+            return Candidates(heads, table, None, num_tokens, num_columns, 0)
         counts = compression.allocation[layers].ravel().astype(np.int64)
         width = int(counts.max())
         all_counts = compression.allocation.ravel()
@@ -155,6 +160,7 @@ class Compressor:
             on_device((width - counts)[:, None] * block_size, blocks.device),
             num_tokens + width * block_size,
             num_columns + width,
+            width,
         )
 
     def _scores(
@@ -199,7 +205,10 @@ class Compressor:
             candidates.padding,
         )
         num_entries = candidates.num_columns * self._head_blocks.block_size
-        pooled = pool(attention[:, : -settings.window], settings)[:, :num_entries]
+        # Kept entries are in the order of importance, so they are no neighbours as in the text.
+        num_kept = candidates.num_kept_columns * self._head_blocks.block_size
+        kept, others = attention[:, : -settings.window].tensor_split([num_kept], 1)
+        pooled = torch.cat((kept, pool(others, settings)), 1)[:, :num_entries]
         if not settings.value_norm:
             return pooled
         tiles = self._tiles(table[:, : candidates.num_columns], query)
@@ -238,7 +247,7 @@ class Compressor:
         A layer's head blocks stay the layer's, so entries of other layers are not overwritten.
         """
         block_size, device = self._head_blocks.block_size, scores.device
-        rows, positions = top_positions(scores, allocation.ravel() * block_size)
+        rows, positions = self._choose(compression, scores, candidates, allocation.ravel())
         sources = candidates.table[rows, positions // block_size]
         # The head blocks of a layer follow those of the layers before it.
         of_layers = compression.allocation.sum(1)
@@ -247,6 +256,26 @@ class Compressor:
         indices = np.concatenate([np.arange(s, s + n) for s, n in ranges])
         targets = self._own_head_blocks(compression, on_device(indices, device))
         self._head_blocks.copy(sources, positions % block_size, targets)
+
+    def _choose(
+        self,
+        compression: RequestCompression,
+        scores: torch.Tensor,
+        candidates: Candidates,
+        num_head_blocks: IntArray,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows of `scores` and the positions in them that heads keep, in their order."""
+        block_size = self._head_blocks.block_size
+        num_kept = num_head_blocks.astype(np.int64) * block_size
+        if not compression.is_repeated or compression.policy.positions == "recency":
+            return top_positions(scores, num_kept)
+        if compression.is_first:
+            return ranked_positions(scores, num_kept)
+        padding = candidates.padding
+        assert padding is not None, "the entries that heads have kept begin with padding"
+        num_old = candidates.num_kept_columns * block_size
+        part = (compression.num_replaced_blocks, compression.num_full_blocks)
+        return ranked_again(scores, num_kept, num_old, padding, *part)
 
     def _own_head_blocks(
         self, compression: RequestCompression, indices: torch.Tensor

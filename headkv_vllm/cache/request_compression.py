@@ -10,7 +10,7 @@ from headkv_vllm.arrays import IntArray
 from headkv_vllm.budgets.allocation import Allocation
 from headkv_vllm.budgets.policies import Policy
 from headkv_vllm.budgets.request import full_blocks
-from headkv_vllm.cache.block_row import HEADER_SIZE, num_private_blocks
+from headkv_vllm.cache.block_row import HEADER_SIZE, intervals, num_private_blocks
 from headkv_vllm.cache.row_allocations import RowAllocations
 
 
@@ -25,6 +25,8 @@ class RequestCompression:
     blocks: int64, the blocks of the tokens from block `num_replaced_blocks` on.
     compressed_blocks: [K] int64, c_0 .. c_{K-1}, where the kept entries are copied to.
     policy: the policy of the request.
+    is_repeated: whether the request is compressed again and again. Then its heads keep their
+        entries in the order of importance.
     allocation: n[L, H], how many head blocks each head keeps. At the first compression under an
         adaptive policy only the sum of each layer is final, and the prompt decides the split among
         the layer's heads.
@@ -36,6 +38,7 @@ class RequestCompression:
     blocks: torch.Tensor
     compressed_blocks: torch.Tensor
     policy: Policy
+    is_repeated: bool
     allocation: Allocation
 
     @property
@@ -71,5 +74,6 @@ def request_compression(
         row[first + num_replaced : first + num_blocks].long(),
         row[HEADER_SIZE : HEADER_SIZE + num_compressed].long(),
         allocations.policy(header),
+        int(intervals(header)) > 0,
         of_header(header),
     )

@@ -172,6 +172,61 @@ def top_positions(scores: torch.Tensor, num_kept: IntArray) -> tuple[torch.Tenso
     return heads, ascending[heads, torch.arange(total, device=device) - first[heads]]
 
 
+def ranked_positions(scores: torch.Tensor, num_kept: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `top_positions`, but each head's positions are sorted by score, the highest first."""
+    order = scores.nan_to_num(0.0).argsort(dim=1, descending=True, stable=True)
+    return _first_of_rows(order, num_kept)
+
+
+def ranked_again(
+    scores: torch.Tensor,
+    num_kept: IntArray,
+    num_old: int,
+    padding: torch.Tensor,
+    num_blocks_before: int,
+    num_blocks: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What heads keep that choose again, as `ranked_positions`.
+
+    The present window looks at little of what earlier windows chose. If it alone decided, a request
+    would soon forget its prompt. So old and new tokens get parts of the budget in proportion to
+    their number, as in reservoir sampling, and an old entry stays if it was important when it was
+    chosen, or is important now.
+
+    scores: [heads, n], of the present window. The first `num_old` are of the entries that a head
+        has kept so far, in the order of their importance, after `padding`. The others are new.
+    padding: [heads, 1] int64.
+    num_blocks_before, num_blocks: the blocks of tokens before this choice, and with the new ones.
+    """
+    device = scores.device
+    kept = on_device(num_kept, device)[:, None]
+    from_old = -(-kept * num_blocks_before // num_blocks)
+    from_new = kept - from_old
+    old, new = scores.nan_to_num(0.0).tensor_split([num_old], 1)
+    earlier = torch.arange(num_old, device=device) - padding
+    now = old.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    importance = torch.minimum(earlier, now) * num_old + earlier
+    old_order = importance.masked_fill(earlier < 0, num_old**2).argsort(dim=1)
+    new_order = new.argsort(dim=1, descending=True, stable=True)
+    # Both come into one order, each in proportion to its part.
+    never = torch.iinfo(torch.int64).max
+    old_ranks, new_ranks = (torch.arange(o.shape[1], device=device) for o in (old_order, new_order))
+    old_keys = ((2 * old_ranks + 1) * from_new).masked_fill(old_ranks >= from_old, never)
+    new_keys = ((2 * new_ranks + 1) * from_old).masked_fill(new_ranks >= from_new, never)
+    order = torch.cat((old_keys, new_keys), 1).argsort(dim=1, stable=True)
+    return _first_of_rows(torch.cat((old_order, new_order + num_old), 1).gather(1, order), num_kept)
+
+
+def _first_of_rows(order: torch.Tensor, num_kept: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `num_kept` values of each row, and their rows: two of [sum(num_kept)] int64."""
+    kept = on_device(num_kept, order.device)
+    rows = torch.arange(len(order), device=order.device)
+    total = int(num_kept.sum())
+    heads = rows.repeat_interleave(kept, output_size=total)
+    first = kept.cumsum(0) - kept
+    return heads, order[heads, torch.arange(total, device=order.device) - first[heads]]
+
+
 def on_device(values: IntArray, device: torch.device) -> torch.Tensor:
     """A copy of `values` on `device`. The host does not wait for the copy."""
     tensor = torch.from_numpy(values)

@@ -4,7 +4,9 @@
 Each function has the name and the arguments of the function that it is compared with.
 """
 
+import math
 from collections.abc import Iterable
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -133,5 +135,40 @@ def top_positions(
     for head, values in enumerate(attention.tolist()):
         ranked = sorted(range(len(values)), key=lambda position: -values[position])
         pairs += [(head, position) for position in sorted(ranked[: int(num_kept[head])])]
+    heads, positions = zip(*pairs, strict=True)
+    return torch.tensor(heads), torch.tensor(positions)
+
+
+def ranked_positions(scores: torch.Tensor, num_kept: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
+    pairs = []
+    for head, values in enumerate(scores.tolist()):
+        ranked = sorted(range(len(values)), key=lambda position: -values[position])
+        pairs += [(head, position) for position in ranked[: int(num_kept[head])]]
+    heads, positions = zip(*pairs, strict=True)
+    return torch.tensor(heads), torch.tensor(positions)
+
+
+def ranked_again(
+    scores: torch.Tensor,
+    num_kept: IntArray,
+    num_old: int,
+    padding: torch.Tensor,
+    num_blocks_before: int,
+    num_blocks: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    pairs = []
+    for head, values in enumerate(scores.tolist()):
+        begin, number = int(padding[head]), int(num_kept[head])
+        old = list(range(begin, num_old))
+        now = sorted(old, key=lambda position: -values[position])
+        best = sorted(old, key=lambda p: (min(p - begin, now.index(p)), p))
+        from_old = math.ceil(Fraction(number * num_blocks_before, num_blocks))
+        new = sorted(range(num_old, len(values)), key=lambda position: -values[position])
+        chosen = [
+            (Fraction(2 * rank + 1, max(part, 1)), is_new, position)
+            for is_new, ranked, part in ((0, best, from_old), (1, new, number - from_old))
+            for rank, position in enumerate(ranked[:part])
+        ]
+        pairs += [(head, position) for _, _, position in sorted(chosen, key=lambda c: c[:2])]
     heads, positions = zip(*pairs, strict=True)
     return torch.tensor(heads), torch.tensor(positions)

@@ -217,12 +217,14 @@ class Generating(Prompt):
         entries = self.after_first[kept + tail].flatten(0, 1)
         return entries[: len(kept) * BLOCK_SIZE + num_tail]
 
-    def scores_again(self, layer, head):
-        """By the reference, from one head's entries alone."""
-        entries = self.attended(layer, head)
-        num_candidates = len(entries) - (self.again.num_tokens - self.again.num_full_blocks * 8)
+    def chosen(self, layer, head):
+        """By the reference, from one head's entries alone: which ones it keeps, in order."""
+        entries, size = self.attended(layer, head), BLOCK_SIZE
+        num_kept = int(self.first[layer, head]) * size
+        num_candidates = len(entries) - (self.again.num_tokens - self.again.num_full_blocks * size)
         if self.prompt.policy.positions == "recency":
-            return reference.recency(num_candidates, self.settings.sink, self.flat.device)
+            scores = reference.recency(num_candidates, self.settings.sink, self.flat.device)
+            return reference.top_positions(scores[None], torch.tensor([num_kept]))[1]
         keys, values = entries[None].chunk(2, -1)
         query = self.window[layer].unflatten(1, (H, GROUP_SIZE))[:, head].transpose(0, 1)[None]
         attention = reference.window_attention(
@@ -232,10 +234,15 @@ class Generating(Prompt):
             float(SCALES[layer]),
             None,
             self.settings.query_reduction,
-        )
-        pooled = reference.pool(attention[:, :-WINDOW], self.settings)[0, :num_candidates]
-        norms = values.abs().sum(-1)[0, :num_candidates]
-        return pooled * norms if self.settings.value_norm else pooled
+        )[:, :-WINDOW]
+        # Only new entries are neighbours as in the text.
+        pooled = reference.pool(attention[:, num_kept:], self.settings)
+        scores = torch.cat((attention[:, :num_kept], pooled), 1)[:, :num_candidates]
+        if self.settings.value_norm:
+            scores *= values.abs().sum(-1)[:, :num_candidates]
+        parts = (NUM_FULL, NUM_FULL + self.INTERVAL)
+        arguments = (np.array([num_kept]), num_kept, torch.zeros(1, 1), *parts)
+        return reference.ranked_again(scores, *arguments)[1]
 
 
 @pytest.mark.parametrize("workspace", [LARGE, SMALL], ids=["at once", "in parts"])
@@ -252,13 +259,27 @@ def test_a_request_is_compressed_again(policy, changes, workspace):
     assert np.array_equal(allocation, request.first)
     num_new = 0
     for layer, head in np.ndindex(L, H):
-        scores = request.scores_again(layer, head)
-        num_kept = torch.tensor([int(allocation[layer, head]) * BLOCK_SIZE])
-        _, positions = reference.top_positions(scores[None], num_kept)
+        positions = request.chosen(layer, head)
         expected = request.attended(layer, head)[positions]
         assert torch.equal(request.kept(allocation, layer, head), expected)
-        num_new += int((positions >= num_kept).sum())
+        num_new += int((positions >= allocation[layer, head] * BLOCK_SIZE).sum())
     assert num_new > 0  # entries of generated tokens were chosen too
+
+
+@pytest.mark.parametrize("policy", ["headkv", "streaming"])
+def test_heads_of_a_request_that_is_compressed_again_keep_the_order_of_importance(policy):
+    """The first compression keeps the same entries as of a request that is compressed once."""
+    request = Prompt(policy)
+    repeated = replace(request.prompt, is_repeated=True)
+    allocation = request.compressor.compress(repeated, request.query[:, -WINDOW:], range(L))
+    for layer, head in np.ndindex(L, H):
+        scores, number = request.scores(layer)[head], int(allocation[layer, head]) * BLOCK_SIZE
+        ranked = reference.ranked_positions(scores[None], np.array([number]))[1]
+        if policy == "streaming":
+            ranked = ranked.sort().values
+        assert torch.equal(
+            request.kept(allocation, layer, head), request.entries(layer)[head, ranked]
+        )
 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads", "window"), [(4, 2, 8), (9, 3, 8), (8, 1, 9)])

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from headkv_vllm.cache.selection import (
     count_best,
     pool,
+    ranked_again,
+    ranked_positions,
     recency,
     top_positions,
     value_norms,
@@ -229,3 +231,58 @@ def test_scales_and_soft_caps_may_differ_from_head_to_head():
         own = (query[head, None], [key[head, None]], 12, float(scales[head]))
         alone = reference.window_attention(*own, float(soft_caps[head]), "max")
         torch.testing.assert_close(together[head], alone[0])
+
+
+@st.composite
+def choices_again(draw):
+    """Scores of what heads have kept, after padding, and of new entries; and how many they keep."""
+    num_heads, num_before = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    block_size, interval = draw(st.sampled_from([1, 4])), draw(st.integers(1, 4))
+    blocks = draw(st.lists(st.integers(1, num_before), min_size=num_heads, max_size=num_heads))
+    num_old, num_new = max(blocks) * block_size, interval * block_size
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    levels = draw(st.sampled_from([1, 3, 10**6]))
+    scores = torch.randint(levels, (num_heads, num_old + num_new), generator=generator).float()
+    num_kept = np.array(blocks) * block_size
+    padding = torch.from_numpy(num_old - num_kept)[:, None]
+    scores[torch.arange(num_old + num_new) < padding] = -1
+    return scores, num_kept, num_old, padding, num_before, num_before + interval
+
+
+@settings(deadline=None, max_examples=300)
+@given(choices_again())
+def test_what_heads_choose_again_equals_the_reference(given_):
+    _, num_kept, num_old, padding, num_before, num_blocks = given_
+    heads, positions = ranked_again(*given_)
+    expected_heads, expected = reference.ranked_again(*given_)
+    assert torch.equal(heads, expected_heads) and torch.equal(positions, expected)
+    for head, number in enumerate(num_kept.tolist()):
+        own = positions[heads == head]
+        assert len(own) == len(set(own.tolist())) == number
+        assert (own >= padding[head]).all()
+        # Old and new tokens get their parts, and what matters most is first.
+        assert (own < num_old).sum() == -(-number * num_before // num_blocks)
+
+
+def test_what_was_important_once_is_kept():
+    """The present window looks at other entries, and the last entries matter to none."""
+    scores = torch.tensor([[0.0, 0.0, 0.0, 5.0, 9.0, 7.0, 8.0, 6.0]])
+    arguments = (np.array([4]), 4, torch.zeros(1, 1, dtype=torch.int64), 2, 4)
+    _, positions = ranked_again(scores, *arguments)
+    assert positions.tolist() == [0, 4, 3, 6]
+
+
+@settings(deadline=None)
+@given(scores_and_number())
+def test_ranked_positions_are_the_top_positions_in_another_order(given_):
+    scores, _ = given_
+    num_kept = np.arange(len(scores)) % (scores.shape[1] + 1)
+    if num_kept.sum() == 0:
+        return
+    heads, positions = ranked_positions(scores, num_kept)
+    expected_heads, expected = top_positions(scores, num_kept)
+    assert torch.equal(heads, expected_heads)
+    for head in range(len(scores)):
+        own = positions[heads == head]
+        assert own.sort().values.tolist() == expected[heads == head].tolist()
+        assert scores[head, own].tolist() == sorted(scores[head, own].tolist(), reverse=True)

@@ -112,6 +112,7 @@ class Reference:
         # The attention of the last tokens, for each layer: [num_heads, keys] each.
         queries = [list(attention.unbind(1)) for attention in prefill.attentions]
         num_head_blocks = None
+        kept: dict[tuple[int, int], list[int]] = {}
         if points and how:
             num_head_blocks = deal(how.scores or self._even_scores, points[0], how)
         logits = [prefill.logits]
@@ -119,7 +120,7 @@ class Reference:
             length = prefill.num_tokens + step
             if length - 1 in points and how and num_head_blocks is not None:
                 is_first = length - 1 == points[0]
-                entries = Entries(visible, queries, prefill.cache, length - 1)
+                entries = Entries(visible, kept, queries, prefill.cache, length - 1)
                 num_head_blocks = self._compress(entries, num_head_blocks, is_first, how)
             self._masks = [self._mask(layer, length) for layer in visible]
             likeliest = int(logits[-1].argmax())
@@ -165,45 +166,49 @@ class Reference:
         num_candidates = full_blocks(entries.num_tokens, how) * how.block_size
         decided = []
         for layer in range(self.num_layers):
-            seen, wanted = [], []
-            for head in range(self.num_kv_heads):
-                positions = entries.seen(layer, head)
-                seen.append([p for p in positions if p < num_candidates])
-                wanted.append(self._position_scores(entries, layer, head, seen[-1], how))
+            wanted = [
+                self._position_scores(entries, layer, head, num_candidates, how)
+                for head in range(self.num_kv_heads)
+            ]
             allocated = num_head_blocks[layer]
             if is_first and how.policy in ("adakv", "headkv_ada"):
-                allocated = split(wanted, sum(allocated), how.block_size)
+                scores = [list(one.values()) for one in wanted]
+                allocated = split(scores, sum(allocated), how.block_size)
             decided.append(allocated)
             for head, number in enumerate(allocated):
-                # The best one first, and the earlier of two equal ones.
-                order = range(len(seen[head]))
-                ranked = sorted(order, key=[-score for score in wanted[head]].__getitem__)
-                best = [seen[head][index] for index in ranked[: number * how.block_size]]
+                kept = entries.kept.get((layer, head), [])
+                best = choose(wanted[head], kept, number * how.block_size, num_candidates, how)
+                entries.kept[layer, head] = best
                 entries.visible[layer, head, :num_candidates] = False
                 entries.visible[layer, head, best] = True
         return decided
 
     def _position_scores(
-        self, entries: "Entries", layer: int, head: int, candidates: list[int], how: Compression
-    ) -> list[float]:
-        """How much one KV head wants each candidate, by position."""
+        self, entries: "Entries", layer: int, head: int, num_candidates: int, how: Compression
+    ) -> dict[int, float]:
+        """How much one KV head wants each candidate, by position: first those that it has kept."""
+        kept = entries.kept.get((layer, head), [])
+        new = [position for position in entries.seen(layer, head) if position not in kept]
+        candidates = [*kept, *(position for position in new if position < num_candidates)]
         if how.policy == "streaming":
-            indices = range(len(candidates))
-            return [math.inf if index < how.sink else float(index) for index in indices]
+            in_order = sorted(candidates)
+            return {p: math.inf if i < how.sink else float(i) for i, p in enumerate(in_order)}
         first = head * self._group_size
-        positions = entries.seen(layer, head)
         window = [
             # Later keys of the window have no attention yet.
             torch.nn.functional.pad(query, (0, entries.num_tokens - query.shape[1]))
             for query in entries.queries[layer][-how.window :]
         ]
-        votes = torch.stack(window, 1)[first : first + self._group_size, :, positions]
-        pooled = pool_votes(votes, len(candidates), how)
-        if not how.value_norm:
-            return pooled
-        values = entries.cache.layers[layer].values[0, head][candidates].tolist()
-        sizes = [sum(map(abs, value)) for value in values]
-        return [score * size for score, size in zip(pooled, sizes, strict=True)]
+        votes = torch.stack(window, 1)[first : first + self._group_size]
+        # Kept entries are no neighbours as in the text.
+        of_kept = reduce_votes(votes[:, :, kept], how)
+        of_new = pool_votes(reduce_votes(votes[:, :, new[: -how.window]], how), how)
+        scores = [*of_kept, *of_new][: len(candidates)]
+        if how.value_norm:
+            values = entries.cache.layers[layer].values[0, head][candidates].tolist()
+            sizes = [sum(map(abs, value)) for value in values]
+            scores = [score * size for score, size in zip(scores, sizes, strict=True)]
+        return dict(zip(candidates, scores, strict=True))
 
 
 @dataclass(frozen=True)
@@ -211,9 +216,11 @@ class Entries:
     """What a request of `num_tokens` tokens attends.
 
     visible: [L, H, tokens]. queries: for each layer the attention of the last tokens, in order.
+    kept: by layer and head, the positions that the head has chosen, the most important one first.
     """
 
     visible: torch.Tensor
+    kept: dict[tuple[int, int], list[int]]
     queries: list[list[torch.Tensor]]
     cache: Any
     num_tokens: int
@@ -229,8 +236,8 @@ def compression_points(num_prompt_tokens: int, num_tokens: int, how: Compression
         return [num_prompt_tokens]
     mean = max(1, (how.budget - how.window) // how.block_size)
     point = max(num_prompt_tokens, 2 * mean * how.block_size + how.window)
-    blocks = max(how.compress_every // how.block_size, math.ceil(how.window / how.block_size), 1)
-    return list(range(point, num_prompt_tokens + num_tokens, blocks * how.block_size))
+    every = how_many_blocks(how) * how.block_size
+    return list(range(point, num_prompt_tokens + num_tokens, every))
 
 
 def full_blocks(num_prompt_tokens: int, how: Compression) -> int:
@@ -308,19 +315,51 @@ def round_shares(shares: Sequence[float | Fraction], total: int) -> list[int]:
     return rounded
 
 
-def pool_votes(attention: torch.Tensor, num_candidates: int, how: Compression) -> list[float]:
-    """What the window and its neighbours give each candidate of one KV head.
+def choose(
+    wanted: dict[int, float], kept: list[int], number: int, num_candidates: int, how: Compression
+) -> list[int]:
+    """The `number` positions that a head keeps. Of two equal ones the earlier comes first.
 
-    attention: [G, LAST_QUERIES, T], of the query heads that share the KV head.
+    kept: what it has chosen before. It then keeps a part of these in proportion to the tokens that
+    they were chosen from: those that were important then, or are now.
     """
-    votes = [0.0] * (attention.shape[-1] - how.window)
-    queries = attention[:, -how.window :].flatten(0, 1).tolist()
+    if not kept or how.policy == "streaming":
+        return sorted(wanted, key=lambda p: -wanted[p])[:number]
+    blocks = how_many_blocks(how)
+    num_blocks = num_candidates // how.block_size
+    from_kept = math.ceil(Fraction(number * (num_blocks - blocks), num_blocks))
+    now = sorted(kept, key=lambda p: -wanted[p])
+    best = sorted(kept, key=lambda p: (min(kept.index(p), now.index(p)), kept.index(p)))
+    new = sorted((p for p in wanted if p not in kept), key=lambda p: -wanted[p])
+    parts = ((best, from_kept), (new, number - from_kept))
+    chosen = [
+        (Fraction(2 * rank + 1, max(1, part)), index, position)
+        for index, (ranked, part) in enumerate(parts)
+        for rank, position in enumerate(ranked[:part])
+    ]
+    return [position for _, _, position in sorted(chosen, key=lambda one: one[:2])]
+
+
+def how_many_blocks(how: Compression) -> int:
+    """Between two compressions."""
+    return max(how.compress_every // how.block_size, math.ceil(how.window / how.block_size), 1)
+
+
+def reduce_votes(attention: torch.Tensor, how: Compression) -> list[float]:
+    """What the window gives each position. attention: [G, window, positions]."""
+    votes = [0.0] * attention.shape[-1]
+    queries = attention.flatten(0, 1).tolist()
     for query in queries:
-        for position in range(len(votes)):
+        for position, value in enumerate(query):
             if how.query_reduction == "max":
-                votes[position] = max(votes[position], query[position])
+                votes[position] = max(votes[position], value)
             else:
-                votes[position] += query[position] / len(queries)
+                votes[position] += value / len(queries)
+    return votes
+
+
+def pool_votes(votes: list[float], how: Compression) -> list[float]:
+    """What the window gives each position and its neighbours."""
     half = how.kernel_size // 2
-    runs = [votes[max(0, i - half) : i + half + 1] for i in range(num_candidates)]
+    runs = [votes[max(0, i - half) : i + half + 1] for i in range(len(votes))]
     return [max(run) if how.pooling == "max" else sum(run) / how.kernel_size for run in runs]
