@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What long answers remember: facts asked after many generated tokens, with a bounded cache.
 
-A real model is told a fact, in its prompt or in its own answer. Then it generates a long text, and
-completes a sentence that asks for the fact. The text is the same for all settings: it is forced as
-output, token by token, so it goes through the same steps as an answer of the model's own.
+A real model reads a fact, in its prompt or in its own answer, and is told at the end of its prompt
+to keep it in mind. Then it generates a long text, and completes a sentence that asks for the fact.
+The text is the same for all settings: it is forced as output, token by token, so it goes through
+the same steps as an answer of the model's own.
 """
 
 import json
@@ -61,16 +62,15 @@ class Setting:
         return {"headkv_budget": self.budget, **(every if self.budget else {})}
 
     def __str__(self) -> str:
-        if not self.budget:
-            return "full"
-        return f"{self.policy} {self.budget}" + ("" if self.every else ", once")
+        return f"{self.policy} {self.budget}" if self.budget else "full"
 
 
+EVERY: Final = 128
 SETTINGS: Final = (
     Setting("headkv", 0, 0),
-    *(Setting("headkv", budget, 256) for budget in (512, 256, 128)),
-    *(Setting("uniform", budget, 256) for budget in (512, 256)),
-    *(Setting("streaming", budget, 256) for budget in (512, 256)),
+    *(Setting("headkv", budget, EVERY) for budget in (384, 256, 128)),
+    *(Setting("uniform", budget, EVERY) for budget in (384, 256, 128)),
+    Setting("streaming", 384, EVERY),
 )
 
 
@@ -91,7 +91,9 @@ def samples(where: str, number: int, words: int, seed: int) -> Iterator[Sample]:
         else:
             answer.insert(len(text(size + WORDS_BEFORE_FACT)) - num_parts, fact)
         forced = f" {' '.join(answer)}\n\nThe secret number of {key} is"
-        yield Sample(where, f"Continue this text.\n\n{' '.join(prompt)}", forced, value)
+        note = f"\n\nKeep in mind the secret number of {key}."
+        told = f"Continue this text.\n\n{' '.join(prompt)}{note}"
+        yield Sample(where, told, forced, value)
 
 
 @dataclass(frozen=True)
@@ -135,16 +137,16 @@ def ask(llm: Any, asked: list[tuple[int, Sample]]) -> Iterator[Answer]:
 
 def main(
     model: Annotated[Path, typer.Argument(help="The checkpoint's folder: scripts/real-model.")],
-    n: Annotated[int, typer.Option("-n", min=2, help="Samples of each kind.")] = 16,
+    n: Annotated[int, typer.Option("-n", min=2, help="Samples of each kind.")] = 12,
     words: Annotated[
         int, typer.Option(help="Between a fact in the answer and the question.")
-    ] = 1150,
-    at_once: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 4,
+    ] = 700,
+    at_once: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 6,
     seed: int = 0,
     work: Annotated[Path, typer.Option(help="For all answers.")] = Path(".cache/long-answers"),
     out: Out = RESULTS,
 ) -> None:
-    """Ask SmolLM2 with a whole and with a bounded cache. Takes an hour on two cores.
+    """Ask SmolLM2 with a whole and with a bounded cache. Takes half an hour on two cores.
 
     What was answered before is not asked again.
     """
@@ -218,9 +220,9 @@ def write(answers: list[Answer], out: Path) -> None:
                 row["against full"] = f"{100 * found.mean:+.0f} ({bounds})"
             rows.append(row)
     notes = [
-        "Settings: policy and budget, compressed again every 256 tokens. The fact is a number of "
-        "seven digits. The answer's tokens are counted up to the question. Intervals are of paired "
-        "differences, 95 %.",
+        f"Settings: policy and budget, compressed again every {EVERY} tokens. The fact is a number "
+        "of seven digits. The answer's tokens are counted up to the question. Intervals are of "
+        "paired differences, 95 %.",
     ]
     Report("long_answers", QUESTION, command_line("long_answers"), rows, [], notes).write(out)
 

@@ -81,6 +81,10 @@ def test_speculation_by_ngrams_gives_the_same_tokens(
         assert speculating.call(inside.reset_prefix_cache)
         alone = [speculating.call(ask, [prompt], ignore_eos=True)[0] for prompt in PROMPTS]
         assert alone == expected
+        # Drafts end at compression points, whatever is accepted of them.
+        again = {"extra_args": {"headkv_compress_every": 16}, "ignore_eos": True}
+        generating = engine.call(ask, PROMPTS, **again)
+        assert speculating.call(ask, PROMPTS, **again) == generating
     finally:
         engines.end(speculating)
 
