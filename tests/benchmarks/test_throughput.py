@@ -41,10 +41,10 @@ class FakeServer:
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
-        self.sent: list[tuple[Load, int | None]] = []
+        self.sent: list[tuple[Load, dict[str, int] | None]] = []
 
-    def run(self, load: Load, budget: int | None) -> Outcome:
-        self.sent.append((load, budget))
+    def run(self, load: Load, arguments: dict[str, int] | None) -> Outcome:
+        self.sent.append((load, arguments))
         return at_rate(self.rate)
 
 
@@ -99,8 +99,8 @@ def test_both_sides_get_the_same_prompts_and_no_case_those_of_another():
     results = list(run_all(Bench({"headkv": headkv, "stock": stock}), FULL))
     assert [load for load, _ in headkv.sent] == [load for load, _ in stock.sent]
     assert len({load.seed for load, _ in stock.sent}) == len(results)
-    assert {budget for _, budget in stock.sent} == {None}
-    assert {budget for _, budget in headkv.sent} == {FULL.budget}
+    assert all(arguments is None for _, arguments in stock.sent)
+    assert all(arguments == {"headkv_budget": FULL.budget} for _, arguments in headkv.sent)
 
 
 @pytest.mark.parametrize(("ratio", "holds"), [(3.0, True), (2.9, False)])
