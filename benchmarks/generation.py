@@ -28,13 +28,8 @@ class Sizes:
     pool_requests: int = 4
 
     @property
-    def max_model_len(self) -> int:
-        return self.pool.prompt_tokens + self.pool.max_tokens
-
-    @property
     def num_blocks(self) -> int:
-        """Of the pool; vLLM never hands out the first one."""
-        return self.pool_requests * self.max_model_len // BLOCK_SIZE + 1
+        return self.pool.pool_blocks(self.pool_requests)
 
 
 FULL: Final = Sizes(
@@ -91,7 +86,7 @@ def main(
     arguments = ["--num-gpu-blocks-override", str(sizes.num_blocks)]
     arguments += ["--max-num-seqs", str(sizes.pool.clients)]
     seeds = count(1)
-    with servers(("headkv", "stock"), shape, sizes.max_model_len, *arguments) as started:
+    with servers(("headkv", "stock"), shape, sizes.pool.num_tokens, *arguments) as started:
         pairs, rows = measure_step(started["headkv"], sizes, seeds)
         write(sizes, pairs, rows, None, out)
         typer.echo(f"decode step, again / once: {pairs.ratio:.3f}")

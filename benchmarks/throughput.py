@@ -44,13 +44,8 @@ class Sizes:
     pool_requests: int = 4
 
     @property
-    def max_model_len(self) -> int:
-        return self.main.prompt_tokens + self.main.max_tokens
-
-    @property
     def num_blocks(self) -> int:
-        """Of the pool; vLLM never hands out the first one."""
-        return self.pool_requests * self.max_model_len // BLOCK_SIZE + 1
+        return self.main.pool_blocks(self.pool_requests)
 
 
 FULL: Final = Sizes(
@@ -211,7 +206,7 @@ def main(
     sizes = QUICK if quick else FULL
     arguments = ["--num-gpu-blocks-override", str(sizes.num_blocks)]
     arguments += ["--max-num-seqs", str(sizes.main.clients), "--watermark", str(watermark)]
-    with servers(SIDES, shape, sizes.max_model_len, *arguments) as started:
+    with servers(SIDES, shape, sizes.main.num_tokens, *arguments) as started:
         results: list[Result] = []
         for result in islice(run_all(Bench(started), sizes), 1 if only_main else None):
             results.append(result)

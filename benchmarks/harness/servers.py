@@ -50,6 +50,18 @@ class Load:
     rate: float | None = None
     shared: bool = False
 
+    @property
+    def num_tokens(self) -> int:
+        """Of one request, at its end."""
+        return self.prompt_tokens + self.max_tokens
+
+    def pool_blocks(self, num_requests: int) -> int:
+        """The blocks of a pool that holds so many of the requests in stock vLLM.
+
+        vLLM never hands out the first block.
+        """
+        return num_requests * self.num_tokens // BLOCK_SIZE + 1
+
 
 @dataclass(frozen=True)
 class Outcome:

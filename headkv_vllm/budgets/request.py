@@ -52,6 +52,10 @@ class RequestBudget:
         """The budget of the same request when it is not compressed."""
         return replace(self, num_compressed_blocks=0, skip_reason=reason, delay=0, interval=0)
 
+    def is_by_prompt(self, point: int) -> bool:
+        """Whether the step that completes the prompt compresses the request at this point."""
+        return point == self.first_point == self.num_prompt_tokens
+
     def num_replaced_blocks(self, num_tokens: int, block_size: int) -> int:
         """The blocks that head blocks have replaced when `num_tokens` tokens are computed.
 
@@ -61,7 +65,7 @@ class RequestBudget:
         if not self.compressed or num_tokens < self.first_point:
             return 0
         if num_tokens == self.first_point:
-            return 0 if self.delay else self.num_full_blocks
+            return self.num_full_blocks if self.is_by_prompt(num_tokens) else 0
         if not self.interval:
             return self.num_full_blocks
         num_later = (num_tokens - 1 - self.first_point) // (self.interval * block_size)
@@ -129,13 +133,21 @@ def first_point(
     return grown if settings.compress_prefill else max(num_prompt_tokens, grown)
 
 
+def queries_per_block(group_size: int, block_size: int) -> int:
+    """The tokens whose queries fit in a block; 0 if not even those of one token do.
+
+    group_size: query heads per KV head. A head block has room for `2 * block_size` vectors.
+    """
+    return 2 * block_size // group_size
+
+
 def num_query_blocks(group_size: int, window: int, block_size: int) -> int:
     """The blocks that hold the queries of an observation window of generated tokens.
 
-    group_size: query heads per KV head. A head block has room for `2 * block_size` vectors.
+    group_size: query heads per KV head.
     Returns 0 if not even the queries of one token fit in a block.
     """
-    per_block = 2 * block_size // group_size
+    per_block = queries_per_block(group_size, block_size)
     return -(-window // per_block) if per_block else 0
 
 

@@ -9,8 +9,8 @@ tokens (prompt and generated tokens) in order.
 The private blocks are the K compressed blocks and, if the request is compressed again, the blocks
 for the queries of an observation window; see `cache.window_queries`.
 
-A request is *compressed* from its first compression point on, which is the end of its prompt or
-later; see `cache.compression_points`. Until then, its tokens attend p_0, p_1, ..., as in stock
+A request is *compressed* from its first compression point on, for most requests the end of their
+prompt; see `cache.compression_points`. Until then, its tokens attend p_0, p_1, ..., as in stock
 vLLM. A request with M = 0 is never compressed.
 
 The scheduler's process writes rows (`BlockRow.entries`), and workers read them.

@@ -43,8 +43,8 @@ class BatchPlanner:
         queries_per_block: int,
     ) -> None:
         """compress_again: is called before the step is planned, for each request at a compression
-            point after its prompt.
-        queries_per_block: tokens whose queries fit in a block; see `window_queries`.
+            point, unless its prompt ends there: that is compressed after the step's attention.
+        queries_per_block: see `budgets.request`.
         """
         self._points = allocations.points
         block_size, self._window = self._points.block_size, self._points.window

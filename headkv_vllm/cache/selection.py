@@ -159,17 +159,14 @@ def top_positions(scores: torch.Tensor, num_kept: IntArray) -> tuple[torch.Tenso
     Returns (heads, positions), both [sum(num_kept)] int64, sorted by head and then by position.
     Max-pooling makes many scores equal. Of equal scores, the earlier positions are kept.
     """
-    device, (num_heads, num_tokens) = scores.device, scores.shape
+    device, num_tokens = scores.device, scores.shape[1]
     kept = on_device(num_kept.astype(np.int64), device)
     # The scores of a broken model may be NaN. They count as 0.
     order = scores.nan_to_num(0.0).argsort(dim=1, descending=True, stable=True)
     order = order[:, : int(num_kept.max())]
     rank = torch.arange(order.shape[1], device=device)
     ascending = order.masked_fill(rank >= kept[:, None], num_tokens).sort(1).values
-    total = int(num_kept.sum())
-    heads = torch.arange(num_heads, device=device).repeat_interleave(kept, output_size=total)
-    first = kept.cumsum(0) - kept
-    return heads, ascending[heads, torch.arange(total, device=device) - first[heads]]
+    return _first_of_rows(ascending, num_kept)
 
 
 def ranked_positions(scores: torch.Tensor, num_kept: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -219,7 +216,7 @@ def ranked_again(
 
 def _first_of_rows(order: torch.Tensor, num_kept: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
     """The first `num_kept` values of each row, and their rows: two of [sum(num_kept)] int64."""
-    kept = on_device(num_kept, order.device)
+    kept = on_device(num_kept.astype(np.int64), order.device)
     rows = torch.arange(len(order), device=order.device)
     total = int(num_kept.sum())
     heads = rows.repeat_interleave(kept, output_size=total)

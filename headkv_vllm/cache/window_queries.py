@@ -15,11 +15,7 @@ import numpy as np
 import torch
 
 from headkv_vllm.arrays import IntArray
-
-
-def queries_per_block(group_size: int, block_size: int) -> int:
-    """The tokens whose queries fit in a block. group_size: G. At least 1 if they fit at all."""
-    return 2 * block_size // group_size
+from headkv_vllm.budgets.request import queries_per_block
 
 
 class WindowQueries:

@@ -64,27 +64,31 @@ class _HeadKVMixin(_Stock):
         budget = self._budget_with(self._request_settings(request), request)
         if budget.compressed or not self._settings.compress_prefill:
             return budget
-        max_tokens = min(request.num_prompt_tokens + request.max_tokens, self.max_model_len)
-        if self._manager.can_hold(budget, max_tokens):
+        num_tokens = self._max_tokens(request)
+        if self._manager.can_hold(budget, num_tokens):
             return budget
         # With `compress_prefill` a prompt may be longer than the pool. What a request asks for must
         # not make it wait for ever.
         logger.warning(
             "HeadKV: request %s uses the server's settings: the pool has no room for its %d tokens",
             request.request_id,
-            max_tokens,
+            num_tokens,
         )
         return self._budget_with(self._settings, request)
 
     def _budget_with(self, settings: Settings, request: Request) -> RequestBudget:
         budget = request_budget(settings, request.num_prompt_tokens, self._manager.block_size)
-        max_model_len: int = self.max_model_len
-        num_tokens = min(request.num_prompt_tokens + request.max_tokens, max_model_len)
+        num_tokens = self._max_tokens(request)
         if budget.compressed and num_tokens <= budget.first_point:
             return budget.skipped("too_short")
         if budget.compressed and not self._manager.can_hold(budget, num_tokens):
             return budget.skipped("no_room")
         return budget
+
+    def _max_tokens(self, request: Request) -> int:
+        """The tokens that a request can have, prompt and answer."""
+        max_model_len: int = self.max_model_len
+        return min(request.num_prompt_tokens + request.max_tokens, max_model_len)
 
     def _request_settings(self, request: Request) -> Settings:
         """The server's settings with the request's own values.
@@ -124,8 +128,7 @@ class _HeadKVMixin(_Stock):
         if point is None:
             return num_new_tokens
         window_start, end = point - self._settings.window, num_computed_tokens + num_new_tokens
-        is_by_prompt = point == budget.first_point == budget.num_prompt_tokens
-        if is_by_prompt and window_start < end < point:
+        if budget.is_by_prompt(point) and window_start < end < point:
             return max(0, window_start - num_computed_tokens)
         if budget.interval and num_computed_tokens >= budget.first_point:
             point = self._end_of_chunk(request, num_computed_tokens, point)
@@ -141,8 +144,8 @@ class _HeadKVMixin(_Stock):
         budget, block_size = self._manager.budgets[request.request_id], self._manager.block_size
         num_processed = num_computed_tokens - request.num_in_flight_tokens
         # The step that completes a prompt compresses it. At other points it is the step after.
-        is_by_prompt = num_processed == budget.first_point == budget.num_prompt_tokens
-        pending = budget.next_point(num_processed - (0 if is_by_prompt else 1), block_size)
+        is_done = budget.is_by_prompt(num_processed)
+        pending = budget.next_point(num_processed - (0 if is_done else 1), block_size)
         assert pending is not None, "a request that is compressed again has a next point"
         return min(next_point, pending + block_size)
 

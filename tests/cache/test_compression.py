@@ -13,7 +13,7 @@ from headkv_vllm.budgets.adaptive_allocations import AdaptiveAllocations
 from headkv_vllm.budgets.allocation import Bounds
 from headkv_vllm.budgets.allocation_cache import AllocationCache
 from headkv_vllm.budgets.policies import POLICIES
-from headkv_vllm.budgets.request import num_query_blocks
+from headkv_vllm.budgets.request import num_query_blocks, queries_per_block
 from headkv_vllm.cache.block_row import BlockRow
 from headkv_vllm.cache.compression import Compressor, LayerLogits, Workspace
 from headkv_vllm.cache.compression_points import CompressionPoints
@@ -21,7 +21,7 @@ from headkv_vllm.cache.head_blocks import UnpackedHeadBlocks
 from headkv_vllm.cache.request_compression import request_compression
 from headkv_vllm.cache.row_allocations import RowAllocations
 from headkv_vllm.cache.step_compression import StepCompression
-from headkv_vllm.cache.window_queries import WindowQueries, queries_per_block, window_places
+from headkv_vllm.cache.window_queries import WindowQueries, window_places
 from headkv_vllm.config import Settings
 from headkv_vllm.kernels.reference import allocated_head_blocks
 from tests.cache import reference

@@ -25,12 +25,13 @@ from vllm.v1.attention.backends.cpu_attn import (
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 from headkv_vllm.budgets.allocation import Allocation
+from headkv_vllm.budgets.request import queries_per_block
 from headkv_vllm.cache.batch import Batch, CompressedTokens, DenseTokens, Indices
 from headkv_vllm.cache.compression import CPU_WORKSPACE, Compressor
 from headkv_vllm.cache.planner import BatchPlanner
 from headkv_vllm.cache.request_compression import RequestCompression
 from headkv_vllm.cache.step_compression import StepCompression
-from headkv_vllm.cache.window_queries import WindowQueries, queries_per_block
+from headkv_vllm.cache.window_queries import WindowQueries
 from headkv_vllm.engine.attention.backend import (
     HeadKVBackendMixin,
     check_features,

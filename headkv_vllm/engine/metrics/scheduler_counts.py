@@ -43,10 +43,12 @@ def _compression_kind(
 
     num_before, num_after: the computed tokens of a request before and after the step.
     """
+    if not budget.interval and num_after != budget.first_point:
+        return None  # most requests, in most steps
     num_replaced = budget.num_replaced_blocks(num_before, block_size)
     if num_replaced == budget.num_replaced_blocks(num_after, block_size):
         return None
-    if num_after == budget.num_prompt_tokens == budget.first_point:
+    if budget.is_by_prompt(num_after):
         return "prompt"
     return "prefill" if num_before < budget.num_prompt_tokens else "generation"
 
