@@ -241,10 +241,10 @@ class HeadKVManager(FullAttentionManager):
         self.num_freed_blocks += after - before
         self.num_replaced_blocks[request_id] = after
         logger.debug(
-            "HeadKV: request %s was compressed at no more than %d tokens: it held %d blocks, "
+            "HeadKV: request %s compressed its first %d blocks of tokens: it held %d blocks, "
             "and now holds %d",
             request_id,
-            processed_computed_tokens,
+            after,
             num_held,
             self.num_held(request_id),
         )

@@ -178,6 +178,14 @@ def test_a_request_is_compressed_again_when_a_step_begins_at_a_point(step):
     assert not found
 
 
+def test_a_prompt_that_its_last_step_compressed_is_not_compressed_again_at_once():
+    row, found = BlockRow(100, (3, 4, 5), tuple(range(10, 18)), 0, 1), []
+    step = Step((row,), (100,), (101,), np.ones((2, 2)), 16, 8, 0)
+    assert step.first_point(0) == 100  # 2 * 2 * 16 + 8 tokens are fewer
+    step.plan_by(step.planner(compress_again=lambda *which: found.append(which)))
+    assert not found
+
+
 @settings(deadline=None)
 @given(EVERY_STEP)
 def test_the_queries_of_later_compressions_wait_in_order(step):

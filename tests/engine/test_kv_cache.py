@@ -338,6 +338,17 @@ def test_a_request_that_is_compressed_again_is_bounded(start, num_prompt_tokens,
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_prompt_longer_than_the_pool_is_admitted(start, in_flight):
+    """Admission counts what such a request holds at a time, not all of its tokens."""
+    settings = {"budget": 40, "compress_every": 32, "compress_prefill": True}
+    engine = start(settings, num_blocks=15, in_flight=in_flight)
+    for name in "ab":
+        engine.add(name, PROMPT[:390], max_tokens=40)
+    engine.run()
+    assert engine.num_free == 14
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
 def test_requests_that_are_compressed_again_preempt_none(start, in_flight):
     """A pool that holds four long answers holds twelve of them, and admission knows it."""
     engine = start(
