@@ -36,7 +36,8 @@ def settings(**given: Any) -> list[str]:
             settings(budgett=128),
             "unknown headkv setting 'budgett': did you mean 'budget'? allowed are budget, "
             "keep_ratio, scores, beta, window, kernel_size, pooling, gqa_fold, min_blocks, policy, "
-            "query_reduction, value_norm, sink, min_budget, max_budget, check_integrity",
+            "query_reduction, value_norm, sink, min_budget, max_budget, compress_every, "
+            "compress_prefill, check_integrity",
         ),
         (
             settings(scores="/no/scores.json"),

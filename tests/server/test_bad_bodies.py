@@ -12,7 +12,11 @@ from tests.server.guarded_server import GuardedServer
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
 JSON = {"Content-Type": "application/json"}
-READ_AS_NUMBERS = {("headkv_budget", "false"), ("headkv_keep_ratio", "true")}
+READ_AS_NUMBERS = {
+    ("headkv_budget", "false"),
+    ("headkv_keep_ratio", "true"),
+    ("headkv_compress_every", "false"),
+}
 """By vLLM, before we see them: as 0 and 1, which are allowed."""
 COMPLETION = {"model": GuardedServer.model, "prompt": "a b c", "max_tokens": 1}
 

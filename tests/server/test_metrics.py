@@ -62,7 +62,8 @@ def counters(server: Server) -> dict[str, float]:
     found: dict[str, float] = {}
     for sample in server.samples():
         if sample.name.startswith("headkv:") and sample.name.endswith(("_total", "_count", "_sum")):
-            key = "/".join([sample.name, *sample.labels.get("reason", "").split()])
+            value = sample.labels.get("reason") or sample.labels.get("kind")
+            key = f"{sample.name}/{value}" if value else sample.name
             found[key] = found.get(key, 0) + sample.value
     return found
 
@@ -84,6 +85,7 @@ def expected(lengths: list[int]) -> dict[str, float]:
         "headkv:kept_tokens_total": sum(each.mean_kept_tokens for each in plans),
         "headkv:freed_blocks_total": sum(e.num_blocks_prefill - e.num_blocks_held for e in plans),
         "headkv:compression_seconds_count": len(plans),
+        "headkv:compressions_total/prompt": len(plans),
     }
 
 
