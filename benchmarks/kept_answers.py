@@ -68,7 +68,12 @@ class ReadWindow:
         attend, layers = FullAttention(before), []
 
         def keep(
-            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+            layer: int,
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            scale: float,
+            sliding_window: int | None = None,
         ) -> torch.Tensor:
             earlier = before.layer(layer)
             keys, values = (torch.cat(pair, 1) for pair in zip(earlier, (key, value), strict=True))
@@ -149,7 +154,13 @@ class KeptAttention:
     kept: torch.Tensor
 
     def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        sliding_window: int | None = None,
     ) -> torch.Tensor:
         """See `Attend`."""
         prompt_key, prompt_value = self.prompt.layer(layer)

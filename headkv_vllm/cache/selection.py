@@ -46,6 +46,13 @@ POOLINGS: Final[dict[str, Callable[[torch.Tensor, int], torch.Tensor]]] = {
 }
 """By the names that `Settings.pooling` allows: functions of (attention, kernel_size)."""
 
+NOW_RANK_FACTOR: Final = 4
+"""How much less the present window counts than earlier ones, for entries that are chosen again.
+
+With 1, the two orders alternate, and each compression doubles the rank of an old entry that is not
+needed now: after a few it is lost. With 4, each fifth place goes to what is important now.
+"""
+
 
 def window_attention(
     query: torch.Tensor,
@@ -202,7 +209,7 @@ def ranked_again(
     old, new = scores.nan_to_num(0.0).tensor_split([num_old], 1)
     earlier = torch.arange(num_old, device=device) - padding
     now = old.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    importance = torch.minimum(earlier, now) * num_old + earlier
+    importance = torch.minimum(earlier, NOW_RANK_FACTOR * now) * num_old + earlier
     old_order = importance.masked_fill(earlier < 0, num_old**2).argsort(dim=1)
     new_order = new.argsort(dim=1, descending=True, stable=True)
     # Both come into one order, each in proportion to its part.

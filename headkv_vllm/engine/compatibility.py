@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.names import ASYNC_SCHEDULER_PATH, SCHEDULER_PATH
 from headkv_vllm.errors import UnsupportedError, shown
+from headkv_vllm.head_scores.layer_types import FULL, SLIDING, full_attention_layers
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -31,6 +32,7 @@ class Limits:
     min_window: the smallest observation window. max_window_queries: a limit for the window times
         the query heads of a KV head. max_drafts: the maximum of speculative tokens per step.
     compresses_again: whether the backend compresses requests while they generate.
+    sliding_windows: whether some layers may have sliding-window attention.
     """
 
     cache_dtypes: tuple[str, ...] = ()
@@ -38,6 +40,7 @@ class Limits:
     max_window_queries: int | None = None
     max_drafts: int | None = None
     compresses_again: bool = True
+    sliding_windows: bool = True
 
 
 def check_supported(vllm_config: "VllmConfig", settings: Settings, limits: Limits) -> None:
@@ -49,6 +52,7 @@ def check_supported(vllm_config: "VllmConfig", settings: Settings, limits: Limit
                 f"--attention-backend headkv does not support {rule.feature} "
                 f"({shown(found)}): {rule.reason}"
             )
+    _check_layers(vllm_config, limits)
     _check_cache_dtype(vllm_config, limits.cache_dtypes)
     _check_window(vllm_config, settings, limits)
     _check_drafts(vllm_config, limits.max_drafts)
@@ -59,6 +63,43 @@ def check_supported(vllm_config: "VllmConfig", settings: Settings, limits: Limit
             f"--attention-backend headkv does not support compress_every="
             f"{settings.compress_every}: {reason}; it must be 0"
         )
+
+
+def _check_layers(vllm_config: "VllmConfig", limits: Limits) -> None:
+    """Raises UnsupportedError for sliding-window layers that do not go with ours.
+
+    vLLM puts layers of one kind into KV cache groups, which share a pool of blocks. A group has as
+    many layers as the rarer kind, unless the kinds are nearly equal: then the larger group has
+    them all, and the other group is padded. Our head blocks need one group without padding.
+    """
+    num_layers = vllm_config.model_config.get_total_num_hidden_layers()
+    num_full = len(full_layers(vllm_config))
+    num_sliding = num_layers - num_full
+    if num_sliding == 0:
+        return
+    reason = None
+    if num_full == 0:
+        reason = _FULL_ATTENTION
+    elif not limits.sliding_windows:
+        reason = "on this platform, all layers must have full attention"
+    elif vllm_config.scheduler_config.disable_hybrid_kv_cache_manager:
+        reason = "leave out --disable-hybrid-kv-cache-manager"
+    elif num_full < num_sliding < 1.5 * num_full or num_full >= 1.5 * num_sliding:
+        reason = "vLLM distributes these numbers of layers over groups that cannot be compressed"
+    if reason:
+        raise UnsupportedError(
+            f"--attention-backend headkv does not support this model's sliding-window attention "
+            f"({num_sliding} of {num_layers} layers): {reason}"
+        )
+
+
+def full_layers(vllm_config: "VllmConfig") -> list[int]:
+    """The indices of the model's layers with full attention."""
+    model_config = vllm_config.model_config
+    text = model_config.hf_text_config.to_dict()
+    if not text.get("layer_types") and model_config.get_sliding_window() is not None:
+        return []  # vLLM gives the window to all layers, however large it is
+    return full_attention_layers(text)
 
 
 def why_not_again(vllm_config: "VllmConfig", settings: Settings, limits: Limits) -> str | None:
@@ -163,16 +204,11 @@ def _scales_per_head(vllm_config: "VllmConfig") -> object:
 
 
 def _layer_types(vllm_config: "VllmConfig") -> object:
-    others = set(_hf(vllm_config, "layer_types") or ()) - {"full_attention"}
+    others = set(_hf(vllm_config, "layer_types") or ()) - {FULL, SLIDING}
     return sorted(others) or None
 
 
-def _sliding_window(vllm_config: "VllmConfig") -> object:
-    return vllm_config.model_config.get_sliding_window()
-
-
 def _uses_sinks(vllm_config: "VllmConfig") -> bool:
-    # Other models have sinks only in sliding-window layers, which another rule refuses.
     is_gpt_oss = _hf(vllm_config, "model_type") == "gpt_oss"
     return is_gpt_oss or bool(_hf(vllm_config, "attention_sinks"))
 
@@ -208,7 +244,7 @@ def _if(condition: Callable[["VllmConfig"], object]) -> Callable[["VllmConfig"],
     return found
 
 
-_FULL_ATTENTION = "only decoders whose layers all use full attention can be compressed"
+_FULL_ATTENTION = "only decoder layers with full attention can be compressed"
 _ANOTHER_BACKEND = "serve this model with another backend"
 
 RULES = (
@@ -228,8 +264,7 @@ RULES = (
         _if(lambda config: config.model_config.is_hybrid or config.model_config.is_attention_free),
         _FULL_ATTENTION,
     ),
-    Rule("layers of other types than full_attention", _layer_types, _FULL_ATTENTION),
-    Rule("sliding-window attention", _sliding_window, _FULL_ATTENTION),
+    Rule(f"layers of other types than {FULL} and {SLIDING}", _layer_types, _FULL_ATTENTION),
     Rule(
         "chunked local attention",
         lambda config: _hf(config, "attention_chunk_size"),

@@ -5,7 +5,6 @@ The manager runs in the scheduler's process. It knows how many blocks a request 
 know heads: the workers decide what the blocks contain.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +59,7 @@ class HeadKVSpec(FullAttentionSpec):
 
         A request holds its whole prompt and the compressed blocks from admission until its prompt
         is complete; with `compress_prefill`, no more than between two compressions. A request with
-        a larger budget than the server's is compressed only if the pool has room: see `can_hold`.
+        a larger budget than the server's is compressed only if the pool has room.
         """
         max_model_len = vllm_config.model_config.max_model_len
         settings = read_settings(vllm_config)
@@ -84,6 +83,8 @@ class HeadKVManager(FullAttentionManager):
 
     The scheduler announces each request's budget before it allocates blocks, and withdraws the
     budget when the request has ended. A preempted request keeps its budget and loses its row.
+
+    A model with sliding-window layers has managers of vLLM's beside this one, with the same pool.
 
     num_freed_blocks: blocks of tokens that compressed requests have freed so far.
     num_replaced_blocks: of each request with a row, the blocks of tokens that it has freed.
@@ -124,11 +125,6 @@ class HeadKVManager(FullAttentionManager):
     def max_blocks_again(self, budget: RequestBudget) -> int:
         """The maximum that a request holds between two compressions, both included."""
         return budget.max_blocks_again(self.block_size, self.num_query_blocks)
-
-    def can_hold(self, budget: RequestBudget, num_tokens: int) -> bool:
-        """Whether the whole pool has room for a request of `num_tokens` tokens in total."""
-        # One block of the pool is the null block.
-        return self.max_blocks(budget, num_tokens) < self.block_pool.num_gpu_blocks
 
     @override
     def get_num_blocks_to_allocate(
@@ -250,12 +246,7 @@ class HeadKVManager(FullAttentionManager):
         )
 
     def check_integrity(self) -> None:
-        """Assert that the block accounting is right.
-
-        Reference counts equal the number of rows that hold a block. Rows match their budgets.
-        Compressed blocks are private and never hashed.
-        """
-        self._check_pool()
+        """Assert that rows match their budgets, and that compressed blocks are private."""
         owners: dict[int, str] = {}
         for request_id, row in self.req_to_blocks.items():
             if not row:
@@ -274,14 +265,6 @@ class HeadKVManager(FullAttentionManager):
             num_shared = budget.num_full_blocks if budget.compressed else len(row)
             for block in row[num_leading + max(num_shared, num_replaced) :]:
                 assert block.ref_cnt == 1 and block.block_hash is None and not block.is_null
-
-    def _check_pool(self) -> None:
-        rows = self.req_to_blocks.values()
-        held = Counter(block.block_id for row in rows for block in row if not block.is_null)
-        pool = self.block_pool
-        assert {b.block_id: b.ref_cnt for b in pool.blocks if b.ref_cnt > 0} == held
-        # A free block may still have a hash. One of the pool's blocks is its null block.
-        assert pool.get_num_free_blocks() + len(held) == pool.num_gpu_blocks - 1
 
     def _num_leading_entries(self, request_id: str) -> int:
         return num_row_entries(self.num_private_blocks(self.budgets[request_id]), 0)

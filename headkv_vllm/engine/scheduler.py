@@ -13,7 +13,7 @@ from vllm.v1.request import Request
 from headkv_vllm.budgets.request import RequestBudget, request_budget
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.admission import Admission
-from headkv_vllm.engine.kv_cache import HeadKVManager
+from headkv_vllm.engine.kv_cache_groups import Groups
 from headkv_vllm.engine.logger import logger
 from headkv_vllm.engine.metrics.definitions import message_of
 from headkv_vllm.engine.metrics.scheduler_counts import SchedulerCounts
@@ -34,9 +34,8 @@ class _HeadKVMixin(_Stock):
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(vllm_config, *args, **kwargs)
         self._settings = read_settings(vllm_config)
-        (manager,) = self.kv_cache_manager.coordinator.single_type_managers
-        assert isinstance(manager, HeadKVManager)
-        self._manager = manager
+        self._groups = Groups(self.kv_cache_manager.coordinator)
+        self._manager = manager = self._groups.headkv
         manager.num_query_blocks = query_blocks(vllm_config, self._settings, manager.block_size)
         limits = (self.max_num_scheduled_tokens, self.max_model_len)
         self._admission = Admission(manager, *limits)
@@ -65,7 +64,7 @@ class _HeadKVMixin(_Stock):
         if budget.compressed or not self._settings.compress_prefill:
             return budget
         num_tokens = self._max_tokens(request)
-        if self._manager.can_hold(budget, num_tokens):
+        if self._groups.can_hold(budget, num_tokens):
             return budget
         # With `compress_prefill` a prompt may be longer than the pool. What a request asks for must
         # not make it wait for ever.
@@ -81,7 +80,7 @@ class _HeadKVMixin(_Stock):
         num_tokens = self._max_tokens(request)
         if budget.compressed and num_tokens <= budget.first_point:
             return budget.skipped("too_short")
-        if budget.compressed and not self._manager.can_hold(budget, num_tokens):
+        if budget.compressed and not self._groups.can_hold(budget, num_tokens):
             return budget.skipped("no_room")
         return budget
 
@@ -180,7 +179,7 @@ class _HeadKVMixin(_Stock):
         Each step calls this if the setting `check_integrity` is on. A failed check ends the engine,
         because a wrong answer is worse than no answer.
         """
-        self._manager.check_integrity()
+        self._groups.check_integrity()
         self._scheduler_counts.check_integrity()
         assert self._manager.budgets.keys() == self.requests.keys()
 

@@ -16,6 +16,7 @@ from headkv_vllm.config import Settings
 from headkv_vllm.engine.logger import logger
 from headkv_vllm.errors import ScoreFileError, SettingsError, shown
 from headkv_vllm.head_scores.identity import ModelIdentity, identify, identify_checkpoint
+from headkv_vllm.head_scores.layer_types import full_attention_layers
 from headkv_vllm.head_scores.scores import (
     HeadScores,
     ServedScores,
@@ -50,7 +51,7 @@ def resolve_scores(vllm_config: VllmConfig, settings: Settings) -> None:
 
 
 def read_scores(vllm_config: VllmConfig) -> FloatArray:
-    """The resolved scores: [num_layers, num_kv_heads] of the whole model."""
+    """The resolved scores: [num_layers, num_kv_heads] of all layers with full attention."""
     return np.array(served_scores(vllm_config).values, dtype=np.float64)
 
 
@@ -127,7 +128,7 @@ def _identity_without_weights(vllm_config: VllmConfig) -> ModelIdentity:
     model_config = vllm_config.model_config
     return ModelIdentity(
         architecture=model_config.architecture,
-        num_layers=model_config.get_total_num_hidden_layers(),
+        num_layers=len(full_attention_layers(model_config.hf_text_config.to_dict())),
         num_heads=model_config.model_arch_config.total_num_attention_heads,
         num_kv_heads=model_config.get_total_num_kv_heads(),
         head_size=model_config.get_head_size(),

@@ -11,12 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 
 from headkv_vllm.errors import ScoreFileError, shown
+from headkv_vllm.head_scores.layer_types import full_attention_layers
 
 WeightShapes = Mapping[str, tuple[int, ...]]
 
 
 class ModelIdentity(BaseModel):
     """A model's architecture and sizes, and a fingerprint of them and of its weights' shapes.
+
+    num_layers: the layers with full attention. Other layers have no scores.
 
     The fingerprint does not cover the weights' values: a fine-tuned model has the identity of
     its base model, and shares its scores. A quantised copy has another fingerprint.
@@ -56,6 +59,10 @@ def identify(config: Mapping[str, Any], weight_shapes: WeightShapes) -> ModelIde
     Raises ScoreFileError when the config lacks a size, or when sizes contradict each other.
     """
     text = {**config, **(config.get("text_config") or {})}
+    num_layers = _size(text, "num_hidden_layers")
+    full = full_attention_layers(text)
+    if not full:
+        raise ScoreFileError(f"config.json: none of the {num_layers} layers has full attention")
     num_heads = _size(text, "num_attention_heads")
     num_kv_heads = _size(text, "num_key_value_heads", default=num_heads)
     if num_heads % num_kv_heads:
@@ -64,7 +71,7 @@ def identify(config: Mapping[str, Any], weight_shapes: WeightShapes) -> ModelIde
             f"num_key_value_heads {num_kv_heads}"
         )
     sizes = {
-        "num_layers": _size(text, "num_hidden_layers"),
+        "num_layers": len(full),
         "num_heads": num_heads,
         "num_kv_heads": num_kv_heads,
         "head_size": _head_size(text, num_heads),

@@ -53,24 +53,18 @@ class ReadPrompt:
     ) -> Self:
         """Compute the prompt with the tokens `ids`.
 
-        Raises UnsupportedError when the model was not loaded with the attention ATTENTION, or when
-        a layer does not keep all tokens.
+        Raises UnsupportedError when the model was not loaded with the attention ATTENTION.
         """
         attention = model.config._attn_implementation
         if attention != ATTENTION:
             raise UnsupportedError(
                 f"the model's attention implementation is {attention}, scoring needs {ATTENTION}"
             )
-        cache = DynamicCache(config=model.config)
+        # Without a configuration the cache keeps all tokens, of layers with sliding windows too.
+        cache = DynamicCache()
         tokens = torch.tensor(ids, device=model.device)
         for chunk in tokens[:-1].split(prefill_chunk):
             model(chunk[None], past_key_values=cache, logits_to_keep=1)
-        for index, layer in enumerate(cache.layers):
-            if layer.keys.shape[2] != len(ids) - 1:
-                raise UnsupportedError(
-                    f"layer {index} attends {layer.keys.shape[2] + 1} of {len(ids)} tokens, and "
-                    "only heads with full attention can be scored"
-                )
         return cls(model, cache, tokens[-1:])
 
     @property

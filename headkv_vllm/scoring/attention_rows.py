@@ -29,11 +29,18 @@ class Attend(Protocol):
     """Replaces one layer's attention for the tokens of an answer."""
 
     def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        sliding_window: int | None = None,
     ) -> torch.Tensor:
         """query: [num_heads, num_rows, head_size]. key, value: [num_kv_heads, num_rows, head_size].
 
-        All are of the answer's own tokens. Returns [num_heads, num_rows, head_size] float32.
+        All are of the answer's own tokens. sliding_window: how many tokens a token attends, itself
+        included; None for all. Returns [num_heads, num_rows, head_size] float32.
         """
 
 
@@ -62,7 +69,8 @@ def attention(
         )
         return output, None
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    rows = attend(cast(int, module.layer_idx), query[0], key[0], value[0], scale)
+    window = kwargs.get("sliding_window")
+    rows = attend(cast(int, module.layer_idx), query[0], key[0], value[0], scale, window)
     return rows.transpose(0, 1)[None].to(query.dtype), None
 
 
@@ -77,22 +85,29 @@ def _check_plain(module: torch.nn.Module, arguments: dict[str, Any]) -> None:
 
 
 def row_logits(
-    query: torch.Tensor, prompt_key: torch.Tensor, key: torch.Tensor, scale: float
+    query: torch.Tensor,
+    prompt_key: torch.Tensor,
+    key: torch.Tensor,
+    scale: float,
+    sliding_window: int | None = None,
 ) -> torch.Tensor:
     """The attention logits of an answer's tokens, before the softmax.
 
-    query, key: see `Attend`. prompt_key: [num_kv_heads, num_prompt_tokens, head_size].
-    Returns [num_heads, num_rows, num_prompt_tokens + num_rows] float32, -inf for later tokens.
-    Consecutive query heads share a KV head.
+    query, key, sliding_window: see `Attend`.
+    prompt_key: [num_kv_heads, num_prompt_tokens, head_size].
+    Returns [num_heads, num_rows, num_prompt_tokens + num_rows] float32, -inf for tokens that are
+    not attended. Consecutive query heads share a KV head.
     """
     num_heads, num_rows, _ = query.shape
     grouped = query.float().unflatten(0, (len(key), -1)).flatten(1, 2) * scale
     logits = torch.cat(
         [grouped @ keys.float().transpose(1, 2) for keys in (prompt_key, key)], dim=-1
     )
-    later = torch.ones(num_rows, logits.shape[-1], dtype=torch.bool, device=logits.device)
-    later = later.triu(prompt_key.shape[1] + 1)
-    return logits.view(num_heads, num_rows, -1).masked_fill(later, float("-inf"))
+    everything = torch.ones(num_rows, logits.shape[-1], dtype=torch.bool, device=logits.device)
+    hidden = everything.triu(prompt_key.shape[1] + 1)
+    if sliding_window is not None:
+        hidden |= everything.tril(prompt_key.shape[1] - sliding_window)
+    return logits.view(num_heads, num_rows, -1).masked_fill(hidden, float("-inf"))
 
 
 def weighted_values(

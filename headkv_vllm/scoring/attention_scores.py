@@ -79,11 +79,17 @@ class FullAttention:
     read_rows: ReadRows = lambda layer, weights: None
 
     def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        sliding_window: int | None = None,
     ) -> torch.Tensor:
         """See `Attend`."""
         prompt_key, prompt_value = self.prompt.layer(layer)
-        weights = row_logits(query, prompt_key, key, scale).softmax(-1)
+        weights = row_logits(query, prompt_key, key, scale, sliding_window).softmax(-1)
         self.read_rows(layer, weights)
         return weighted_values(weights, prompt_value, value)
 

@@ -23,6 +23,7 @@ from transformers import (
 from headkv_vllm.errors import HeadKVError, ModelError, ScoreFileError, SettingsError, shown
 from headkv_vllm.head_scores.checkpoint_folder import find_checkpoint_folder
 from headkv_vllm.head_scores.identity import ModelIdentity, identify_checkpoint
+from headkv_vllm.head_scores.layer_types import full_attention_layers
 from headkv_vllm.output.libraries import one_line, quiet
 from headkv_vllm.scoring.attention_rows import ATTENTION
 from headkv_vllm.scoring.model_kind import check_kind
@@ -144,7 +145,7 @@ def _identify(folder: Path, config: Any) -> ModelIdentity:
     except ScoreFileError as error:
         raise ModelError(str(error)) from None
     text = config.get_text_config()
-    sizes = text.num_hidden_layers, text.num_attention_heads
+    sizes = len(full_attention_layers(text.to_dict())), text.num_attention_heads
     if (identity.num_layers, identity.num_heads) != sizes:
         raise ModelError(
             f"{folder / 'config.json'} says {identity.num_layers} layers of {identity.num_heads} "

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from headkv_vllm.arrays import FloatArray
+from headkv_vllm.head_scores.layer_types import full_attention_layers
 from headkv_vllm.scoring.answer_pass import PREFILL_CHUNK, ReadPrompt
 from headkv_vllm.scoring.attention_scores import (
     STEP_SCORES,
@@ -33,7 +34,8 @@ class Measurement:
 
     answer: the scored tokens, without the token that ends the answer.
     choices: the model's most likely token in place of each token of `answer`.
-    scores: [num_layers, num_heads], the method's score of this answer.
+    scores: [num_layers, num_heads], the method's score of this answer, of the layers with full
+        attention.
     """
 
     answer: tuple[int, ...]
@@ -65,18 +67,19 @@ def measure(
     memory holds the KV cache, the activations of one chunk, and a few copies of one layer's rows of
     num_heads * answer tokens * num_tokens * 4 bytes. There is no `T x T` matrix.
 
-    Raises UnsupportedError when a layer gives no rows or does not attend all tokens, and
-    ScoringError when the model's logits are not finite.
+    Raises UnsupportedError when a layer gives no rows, and ScoringError when the model's logits are
+    not finite.
     """
     read = ReadPrompt.read(model, prompt.ids, prefill_chunk)
     answer = prompt.answer_ids
     if answers == "generated":
         answer = read.generate(len(answer) + MAX_EXTRA_TOKENS, stop_ids)
-    sizes = model.config.get_text_config()
+    text = model.config.get_text_config()
+    full = full_attention_layers(text.to_dict())
     if not answer:
-        return Measurement((), (), np.zeros((sizes.num_hidden_layers, sizes.num_attention_heads)))
+        return Measurement((), (), np.zeros((len(full), text.num_attention_heads)))
     scores, logits = _score(read, prompt, method, answer)
-    return Measurement(answer, tuple(logits.argmax(-1).tolist()), scores.numpy())
+    return Measurement(answer, tuple(logits.argmax(-1).tolist()), scores[full].numpy())
 
 
 def _score(

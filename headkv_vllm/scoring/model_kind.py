@@ -8,10 +8,10 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from headkv_vllm.errors import UnsupportedError, shown
+from headkv_vllm.head_scores.layer_types import FULL, SLIDING, layer_types
 from headkv_vllm.scoring.attention_rows import ATTENTION
 
-FULL, SLIDING = "full_attention", "sliding_attention"
-NEEDED: Final = "head scores need a softmax over all earlier tokens in every layer"
+NEEDED: Final = "head scores need a softmax over all earlier tokens"
 
 
 def check_kind(config: Any) -> None:
@@ -71,13 +71,11 @@ def _check_attention(text: Any) -> None:
 
 
 def _check_window(text: Any) -> None:
-    types, window = getattr(text, "layer_types", None), getattr(text, "sliding_window", None)
-    positions = getattr(text, "max_position_embeddings", None)
-    slides = SLIDING in types if types else window is not None
-    if slides and (window is None or positions is None or window < positions):
+    types = layer_types(text.to_dict())
+    if types and FULL not in types:
         raise UnsupportedError(
-            f"the model has layers that attend a sliding window of {shown(window)} of "
-            f"{shown(positions)} positions; {NEEDED}"
+            f"all layers of the model attend a sliding window of {shown(text.sliding_window)} of "
+            f"{shown(text.max_position_embeddings)} positions; {NEEDED}"
         )
 
 

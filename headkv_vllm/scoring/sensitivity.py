@@ -8,6 +8,7 @@ from typing import Final
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from headkv_vllm.head_scores.layer_types import full_attention_layers
 from headkv_vllm.scoring.answer_pass import ReadPrompt
 from headkv_vllm.scoring.attention_rows import row_logits, weighted_values
 
@@ -29,16 +30,20 @@ def sensitivity(
     `RECENT` tokens only. All gates have one value. The result is the mean of the gradients at
     `amounts`, which are values from 0 to 1.
 
-    Returns [num_layers, num_heads] float64, of either sign.
+    Returns [num_layers, num_heads] float64, of either sign. Layers with a sliding window have no
+    gates, and their values mean nothing.
 
     The weights of the model have no gradients (`requires_grad_(False)`), so the graph contains the
     answer's rows only. It holds the attention of one layer at a time.
     """
-    num_heads = prompt.model.config.get_text_config().num_attention_heads
-    total = torch.zeros(prompt.num_layers, num_heads, dtype=torch.float64)
+    text = prompt.model.config.get_text_config()
+    full = full_attention_layers(text.to_dict())
+    total = torch.zeros(prompt.num_layers, text.num_attention_heads, dtype=torch.float64)
     targets = torch.tensor(answer, device=prompt.last.device)[:, None]
     for amount in amounts:
-        gates = torch.full(total.shape, amount, requires_grad=True)
+        gates = torch.ones(total.shape)
+        gates[full] = amount
+        gates.requires_grad_()
         with torch.enable_grad():
             logits = prompt.answer(answer, _Gated(prompt, gates))
             log_likelihood = logits.log_softmax(-1).gather(1, targets.to(logits.device)).sum()
@@ -55,12 +60,26 @@ class _Gated:
     gates: torch.Tensor
 
     def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        sliding_window: int | None = None,
     ) -> torch.Tensor:
         gates = self.gates[layer].to(query.device)
         # The backward pass computes this again, so that the rows of one layer at a time are held.
         output: torch.Tensor = checkpoint(
-            self._attend, layer, query, key, value, scale, gates, use_reentrant=False
+            self._attend,
+            layer,
+            query,
+            key,
+            value,
+            scale,
+            sliding_window,
+            gates,
+            use_reentrant=False,
         )
         return output
 
@@ -71,10 +90,11 @@ class _Gated:
         key: torch.Tensor,
         value: torch.Tensor,
         scale: float,
+        sliding_window: int | None,
         gates: torch.Tensor,
     ) -> torch.Tensor:
         prompt_key, prompt_value = self.prompt.layer(layer)
-        logits = row_logits(query, prompt_key, key, scale)
+        logits = row_logits(query, prompt_key, key, scale, sliding_window)
         far = far_tokens(logits.shape[1], logits.shape[2], logits.device)
         near = logits.masked_fill(far, float("-inf")).softmax(-1)
         weights = near + gates[:, None, None] * (logits.softmax(-1) - near)

@@ -161,7 +161,7 @@ def ranked_again(
         begin, number = int(padding[head]), int(num_kept[head])
         old = list(range(begin, num_old))
         now = sorted(old, key=lambda position: -values[position])
-        best = sorted(old, key=lambda p: (min(p - begin, now.index(p)), p))
+        best = sorted(old, key=lambda p: (min(p - begin, 4 * now.index(p)), p))
         from_old = math.ceil(Fraction(number * num_blocks_before, num_blocks))
         new = sorted(range(num_old, len(values)), key=lambda position: -values[position])
         chosen = [

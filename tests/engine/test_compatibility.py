@@ -51,25 +51,31 @@ SHORT = {"max_model_len": 64}
 MODELS = {
     "Mistral with a sliding window": (
         like_llama("mistral", "MistralForCausalLM", sliding_window=64),
-        "sliding-window attention (64)",
-    ),
-    "Qwen2 with a sliding window": (
-        like_llama(
-            "qwen2",
-            "Qwen2ForCausalLM",
-            use_sliding_window=True,
-            sliding_window=64,
-            max_window_layers=1,
-        ),
-        "sliding_attention",
+        "sliding-window attention (2 of 2 layers)",
     ),
     "Qwen2.5-1M": (
         like_llama("qwen2", "Qwen2ForCausalLM", dual_chunk_attention_config={"chunk_size": 64}),
         "dual chunk attention",
     ),
-    "Gemma 3, with sliding windows in some layers": (
-        like_llama("gemma3_text", "Gemma3ForCausalLM", sliding_window=64, layer_types=SLIDING),
-        "sliding_attention",
+    "Gemma 3, with most layers of full attention": (
+        like_llama(
+            "gemma3_text",
+            "Gemma3ForCausalLM",
+            sliding_window=64,
+            num_hidden_layers=3,
+            layer_types=[*SLIDING, "full_attention"],
+        ),
+        "vLLM distributes these numbers of layers",
+    ),
+    "Gemma 3, with a group that would be padded": (
+        like_llama(
+            "gemma3_text",
+            "Gemma3ForCausalLM",
+            sliding_window=64,
+            num_hidden_layers=7,
+            layer_types=[*SLIDING * 3, "sliding_attention"],
+        ),
+        "vLLM distributes these numbers of layers",
     ),
     "Qwen3-Next, with linear attention in some layers": (
         like_llama(
@@ -97,7 +103,7 @@ MODELS = {
         {"model_type": "falcon", "architectures": ["FalconForCausalLM"], "alibi": True},
         "ALiBi",
     ),
-    "gpt-oss": (like_llama("gpt_oss", "GptOssForCausalLM", layer_types=SLIDING), "sliding"),
+    "gpt-oss": (like_llama("gpt_oss", "GptOssForCausalLM", layer_types=SLIDING), "attention sinks"),
     "gpt-oss of full attention only": (
         like_llama(
             "gpt_oss",
@@ -140,10 +146,12 @@ def test_a_model_that_cannot_be_compressed_is_refused(tmp_path, name):
         like_llama("mistral", "MistralForCausalLM", sliding_window=None),
         like_llama("qwen2", "Qwen2ForCausalLM", use_sliding_window=False, sliding_window=64),
         like_llama("qwen3", "Qwen3ForCausalLM"),
+        like_llama("gemma3_text", "Gemma3ForCausalLM", sliding_window=64, layer_types=SLIDING),
+        like_llama("gemma2", "Gemma2ForCausalLM", sliding_window=64),
     ],
-    ids=["Llama", "Mistral", "Qwen2", "Qwen3"],
+    ids=["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma 3", "Gemma 2"],
 )
-def test_a_decoder_of_full_attention_is_accepted(tmp_path, changes):
+def test_a_decoder_with_full_attention_is_accepted(tmp_path, changes):
     model = write_model(tmp_path / "model", **changes)
     assert engine_config(model, {}).scheduler_config.scheduler_cls.endswith(".HeadKVScheduler")
 

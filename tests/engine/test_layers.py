@@ -12,6 +12,7 @@ from headkv_vllm.budgets.request import request_budget
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.attention import layers as worker_layers
 from headkv_vllm.engine.settings import SCORES_KEY
+from headkv_vllm.errors import UnsupportedError
 from headkv_vllm.head_scores.identity import ModelIdentity
 from headkv_vllm.head_scores.scores import ServedScores, uniform_scores
 
@@ -31,9 +32,12 @@ def scores_of(monkeypatch):
         fingerprint="0" * 64,
     )
     served = ServedScores.from_scores(uniform_scores(identity, "test")).model_dump(mode="json")
-    config = SimpleNamespace(additional_config={SCORES_KEY: {**served, "values": SCORES.tolist()}})
+    scores = {SCORES_KEY: {**served, "values": SCORES.tolist()}}
 
-    def scores_of(layers, rank, size):
+    def scores_of(layers, rank, size, types=("full_attention",) * NUM_LAYERS):
+        text = SimpleNamespace(to_dict=lambda: {"layer_types": types})
+        model_config = SimpleNamespace(hf_text_config=text)
+        config = SimpleNamespace(additional_config=scores, model_config=model_config)
         monkeypatch.setattr(worker_layers, "get_tensor_model_parallel_rank", lambda: rank)
         monkeypatch.setattr(worker_layers, "get_tensor_model_parallel_world_size", lambda: size)
         names = [f"model.layers.{layer}.self_attn.attn" for layer in layers]
@@ -47,6 +51,13 @@ def test_pipeline_stages_have_their_own_layers(scores_of, cuts):
     """The names that vLLM gives a stage's layers count from the model's first one."""
     stages = [scores_of(range(first, last), 0, 1) for first, last in pairwise(cuts)]
     assert np.array_equal(np.concatenate(stages), SCORES)
+
+
+def test_scores_are_of_layers_with_full_attention(scores_of):
+    types = ["sliding_attention", "full_attention"] * NUM_LAYERS
+    assert np.array_equal(scores_of([5, 11], 0, 1, types), SCORES[[2, 5]])
+    with pytest.raises(UnsupportedError, match=r"gives the layers \[4\] full attention"):
+        scores_of([4, 5], 0, 1, types)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])

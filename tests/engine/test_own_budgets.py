@@ -109,7 +109,7 @@ def test_what_the_whole_pool_could_not_hold_is_served_uncompressed(start, num_bl
 @pytest.mark.parametrize("in_flight", [1, 2])
 def test_without_that_a_preempted_request_could_wait_for_ever(start, in_flight, monkeypatch):
     """Its prompt, what it has generated and its compressed blocks come to more than there is."""
-    monkeypatch.setattr("headkv_vllm.engine.kv_cache.HeadKVManager.can_hold", lambda *_: True)
+    monkeypatch.setattr("headkv_vllm.engine.kv_cache_groups.Groups.can_hold", lambda *_: True)
     engine = start(num_blocks=33, in_flight=in_flight)
     engine.add("a", PROMPT[:300], max_tokens=200, headkv_budget=200)
     for _ in range(40):

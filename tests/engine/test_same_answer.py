@@ -86,17 +86,6 @@ def fresh(engine: EngineProcess, prompts: list[TokenIds]) -> list[TokenIds]:
     return answers(engine, prompts)
 
 
-def finish(engine: EngineProcess, requests: list[str]) -> list[TokenIds]:
-    """Step to the end; the answers of `requests`, in this order."""
-    finished = engine.call(stepping.drain)
-    return [
-        done.token_ids
-        for request in requests
-        for name, done in finished.items()
-        if request.split("-")[0] == name
-    ]
-
-
 def test_answers_are_those_of_compressed_prompts(
     engine: EngineProcess, alone: list[TokenIds]
 ) -> None:
@@ -153,7 +142,7 @@ def test_arriving_one_after_another(engine: EngineProcess, alone: list[TokenIds]
         engine.call(stepping.add, other, 12)
         for _ in range(3):
             engine.call(stepping.step)
-    assert finish(engine, requests) == alone
+    assert engine.call(stepping.finish, requests) == alone
 
 
 @pytest.mark.parametrize("forget", [True, False], ids=["nothing cached", "prompt cached"])
@@ -167,7 +156,7 @@ def test_preempted_in_decode(
         engine.call(stepping.preempt_all, forget)
         states = engine.call(stepping.live)
         assert [states[request].num_preemptions for request in requests] == [times] * len(requests)
-    assert finish(engine, requests) == alone
+    assert engine.call(stepping.finish, requests) == alone
 
 
 @pytest.mark.slow
@@ -179,7 +168,7 @@ def test_resumed_in_chunks(engine: EngineProcess, alone: list[TokenIds], chunk: 
         engine.call(stepping.step_until_computed, request, len(prompt) + 30)
         engine.call(stepping.preempt_all, True)
         with_chunks = engine.call(stepping.limit_steps, chunk)
-        given = finish(engine, [request])
+        given = engine.call(stepping.finish, [request])
         engine.call(stepping.limit_steps, with_chunks)
         assert given == [expected]
 
@@ -191,7 +180,7 @@ def test_preempted_in_prefill(engine: EngineProcess, alone: list[TokenIds]) -> N
         for _ in range(2):
             engine.call(stepping.step)
         engine.call(stepping.preempt_all, False)
-    given = finish(engine, requests)
+    given = engine.call(stepping.finish, requests)
     engine.call(stepping.limit_steps, before)
     assert given == alone
 
@@ -208,7 +197,7 @@ def test_preempted_after_its_answer_was_cached_as_part_of_a_prompt(
     requests = [engine.call(stepping.add, p, NUM_STEPS, ignore_eos=True) for p in PROMPTS]
     engine.call(stepping.step_until_computed, requests[-1], LENGTHS[-1] + 36)
     engine.call(stepping.preempt_all, False)
-    assert finish(engine, requests) == alone
+    assert engine.call(stepping.finish, requests) == alone
 
 
 @pytest.mark.slow
@@ -227,4 +216,4 @@ def test_preempted_by_a_full_pool(engine: EngineProcess) -> None:
     engine.call(stepping.vacate)
     # What is compressed again does not outgrow the pool.
     assert (num_preemptions > 0) == (not engine.call(compresses_again))
-    assert finish(engine, requests) == expected
+    assert engine.call(stepping.finish, requests) == expected

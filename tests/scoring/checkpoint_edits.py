@@ -113,8 +113,7 @@ UNSUPPORTED: dict[str, tuple[Edit, str]] = {
     ),
     "deepseek": (only_config("deepseek_v3", "DeepseekV3ForCausalLM"), "latent.*kv_lora_rank 512"),
     "gemma2": (only_config("gemma2", "Gemma2ForCausalLM"), r"attn_logit_softcapping 50\.0"),
-    "gemma3": (only_config("gemma3_text", "Gemma3ForCausalLM"), "sliding window of 4096 of"),
-    "gpt-oss": (only_config("gpt_oss", "GptOssForCausalLM"), "sliding window of 128 of"),
+    "gpt-oss": (only_config("gpt_oss", "GptOssForCausalLM"), "attention sinks"),
     "gpt-oss, full": (
         only_config(
             "gpt_oss",

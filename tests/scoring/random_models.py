@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GemmaConfig,
     LlamaConfig,
     MistralConfig,
@@ -38,7 +39,21 @@ CONFIGS = {
     ),
     "phi3": Phi3Config(**SIZES, num_attention_heads=4, num_key_value_heads=2),
     "gemma": GemmaConfig(**SIZES, num_attention_heads=4, num_key_value_heads=1, head_dim=16),
+    "gemma3": Gemma3TextConfig(
+        **SIZES,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
 }
+
+
+def full_layers(config):
+    """The indices of the layers without a sliding window."""
+    types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    return [index for index, name in enumerate(types) if name == "full_attention"]
 
 
 def random_model(name, implementation, seed=0, std=0.6):

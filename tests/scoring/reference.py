@@ -26,7 +26,11 @@ def evidence_score(attention: Tensor, evidence: Tensor, holds_token: Tensor) -> 
 
 
 def row_logits(
-    query: torch.Tensor, prompt_key: torch.Tensor, key: torch.Tensor, scale: float
+    query: torch.Tensor,
+    prompt_key: torch.Tensor,
+    key: torch.Tensor,
+    scale: float,
+    sliding_window: int | None = None,
 ) -> torch.Tensor:
     num_heads, num_rows, _ = query.shape
     num_prompt_tokens = prompt_key.shape[1]
@@ -35,7 +39,8 @@ def row_logits(
         kv_head = head // (num_heads // len(key))
         keys = [*prompt_key[kv_head], *key[kv_head]]
         for row in range(num_rows):
-            for position in range(num_prompt_tokens + row + 1):
+            end = num_prompt_tokens + row + 1
+            for position in range(0 if sliding_window is None else end - sliding_window, end):
                 product = query[head, row].double() @ keys[position].double()
                 logits[head, row, position] = float(product) * scale
     return logits

@@ -108,7 +108,7 @@ def flat_head_blocks(kv_cache: torch.Tensor, layer_index: int, num_layers: int) 
     """
     num_blocks, num_kv_heads, block_size, content = kv_cache.shape
     size = block_size * content
-    assert kv_cache.stride() == (num_layers * num_kv_heads * size, size, content, 1)
+    assert kv_cache.stride() == (num_layers * num_kv_heads * size, size, content, 1), "no padding"
     assert kv_cache.storage_offset() == layer_index * num_kv_heads * size
     shape = (num_blocks * num_layers * num_kv_heads, block_size, content)
     return kv_cache.as_strided(shape, (size, content, 1), 0)

@@ -19,7 +19,9 @@ from headkv_vllm.cache.compression import Compressor, LayerLogits, Workspace
 from headkv_vllm.cache.compression_points import CompressionPoints
 from headkv_vllm.cache.head_blocks import HeadBlocks
 from headkv_vllm.cache.row_allocations import RowAllocations
+from headkv_vllm.engine.compatibility import full_layers
 from headkv_vllm.engine.settings import query_blocks, read_scores, read_settings
+from headkv_vllm.errors import UnsupportedError, shown
 
 
 class WorkerLayers:
@@ -70,9 +72,20 @@ class WorkerLayers:
 
 
 def worker_scores(vllm_config: VllmConfig, layer_names: list[str], num_kv_heads: int) -> FloatArray:
-    """The scores of this worker's layers and KV heads: [len(layer_names), num_kv_heads]."""
+    """The scores of this worker's layers and KV heads: [len(layer_names), num_kv_heads].
+
+    Raises UnsupportedError if vLLM gives full attention to layers that have none by the model's
+    configuration.
+    """
     scores = read_scores(vllm_config)
-    layers = [extract_layer_index(name) for name in layer_names]
+    full = full_layers(vllm_config)
+    own = [extract_layer_index(name) for name in layer_names]
+    if others := sorted(set(own) - set(full)):
+        raise UnsupportedError(
+            f"--attention-backend headkv does not support this model: vLLM gives the layers "
+            f"{shown(others)} full attention, but by its configuration they have none"
+        )
+    layers = [full.index(index) for index in own]
     heads = worker_kv_heads(
         scores.shape[1],
         get_tensor_model_parallel_rank(),

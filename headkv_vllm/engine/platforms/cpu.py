@@ -7,7 +7,11 @@ from typing_extensions import override
 from vllm.platforms.cpu import CpuPlatform
 
 from headkv_vllm.config import Settings
-from headkv_vllm.engine.names import CPU_BACKEND_PATH, CPU_BLOCK_SIZE
+from headkv_vllm.engine.names import (
+    CPU_BACKEND_PATH,
+    CPU_BLOCK_SIZE,
+    CPU_SLIDING_WINDOW_PATH,
+)
 from headkv_vllm.engine.platforms.platform import HeadKVPlatform, is_ours
 
 if TYPE_CHECKING:
@@ -39,5 +43,6 @@ class HeadKVCpuPlatform(HeadKVPlatform, CpuPlatform):
     ) -> str:
         """Our backend if it is selected. Stock vLLM ignores the flag on CPU."""
         if is_ours(selected_backend):
-            return cls.headkv_backend
+            has_window = attn_selector_config.has_sliding_window
+            return CPU_SLIDING_WINDOW_PATH if has_window else cls.headkv_backend
         return super().get_attn_backend_cls(selected_backend, attn_selector_config, num_heads)

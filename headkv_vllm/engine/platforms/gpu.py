@@ -19,7 +19,11 @@ class HeadKVGpuPlatform(HeadKVPlatform):
     headkv_backend = TRITON_BACKEND_PATH
     headkv_block_size = GPU_BLOCK_SIZE
     headkv_limits: ClassVar[Limits] = Limits(
-        min_window=2, max_window_queries=256, max_drafts=6, compresses_again=False
+        min_window=2,
+        max_window_queries=256,
+        max_drafts=6,
+        compresses_again=False,
+        sliding_windows=False,
     )
     headkv_caution = (
         "experimental on GPUs: it was checked on one H100. In a clone, scripts/gpu-check tells "

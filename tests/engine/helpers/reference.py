@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 Scores = list[list[float]]
 
@@ -50,7 +50,8 @@ class Compression:
 class Prefill:
     """A prompt that was read.
 
-    attentions: for each layer [num_heads, LAST_QUERIES, T], what the last tokens look at.
+    attentions: for each layer with full attention [num_heads, LAST_QUERIES, T], what the last
+        tokens look at.
     logits: [vocabulary]. cache: the model's keys and values of all T tokens.
     """
 
@@ -71,19 +72,27 @@ def folded_scores(path: Path, num_kv_heads: int, fold: str) -> Scores:
 
 
 class Reference:
-    """Greedy answers of the Llama-shaped model in `folder`, in float32."""
+    """Greedy answers of the Llama-shaped model in `folder`, in float32.
+
+    Layers with a sliding window are left to transformers: `num_layers` counts the others.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._model = LlamaForCausalLM.from_pretrained(
+        self._model = AutoModelForCausalLM.from_pretrained(
             folder, attn_implementation="eager", dtype=torch.float32
         ).eval()
         config = self._model.config
-        self.num_layers: int = config.num_hidden_layers
+        types = getattr(config, "layer_types", None) or ["full_attention"]
+        types = types * (config.num_hidden_layers // len(types))
+        full = [index for index, name in enumerate(types) if name == "full_attention"]
+        self.num_layers = len(full)
+        self._places = {index: place for place, index in enumerate(full)}
+        """Of the layers with full attention among themselves, by their index in the model."""
         self.num_kv_heads: int = config.num_key_value_heads
         self._group_size = config.num_attention_heads // self.num_kv_heads
         self._masks: list[torch.Tensor] = []
         self._attentions: list[torch.Tensor] = []
-        for layer in self._model.model.layers:
+        for layer in (self._model.model.layers[index] for index in full):
             layer.self_attn.register_forward_pre_hook(self._replace_mask, with_kwargs=True)
             layer.self_attn.register_forward_hook(self._record_attention)
 
@@ -91,7 +100,8 @@ class Reference:
     def read(self, prompt: Sequence[int]) -> Prefill:
         """Full attention over the prompt."""
         self._masks, self._attentions = [], []
-        out = self._model(torch.tensor([prompt]), use_cache=True)
+        # Without a configuration, the cache keeps all tokens of all layers.
+        out = self._model(torch.tensor([prompt]), past_key_values=DynamicCache(), use_cache=True)
         return Prefill(len(prompt), self._attentions, out.logits[0, -1], out.past_key_values)
 
     @torch.inference_mode()
@@ -148,7 +158,7 @@ class Reference:
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if self._masks:
-            kwargs["attention_mask"] = self._masks[module.layer_idx]
+            kwargs["attention_mask"] = self._masks[self._places[module.layer_idx]]
         return args, kwargs
 
     def _record_attention(
@@ -205,7 +215,8 @@ class Reference:
         of_new = pool_votes(reduce_votes(votes[:, :, new[: -how.window]], how), how)
         scores = [*of_kept, *of_new][: len(candidates)]
         if how.value_norm:
-            values = entries.cache.layers[layer].values[0, head][candidates].tolist()
+            index = list(self._places)[layer]
+            values = entries.cache.layers[index].values[0, head][candidates].tolist()
             sizes = [sum(map(abs, value)) for value in values]
             scores = [score * size for score, size in zip(scores, sizes, strict=True)]
         return dict(zip(candidates, scores, strict=True))
@@ -329,7 +340,7 @@ def choose(
     num_blocks = num_candidates // how.block_size
     from_kept = math.ceil(Fraction(number * (num_blocks - blocks), num_blocks))
     now = sorted(kept, key=lambda p: -wanted[p])
-    best = sorted(kept, key=lambda p: (min(kept.index(p), now.index(p)), kept.index(p)))
+    best = sorted(kept, key=lambda p: (min(kept.index(p), 4 * now.index(p)), kept.index(p)))
     new = sorted((p for p in wanted if p not in kept), key=lambda p: -wanted[p])
     parts = ((best, from_kept), (new, number - from_kept))
     chosen = [

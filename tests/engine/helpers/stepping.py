@@ -2,6 +2,7 @@
 """Functions that step an engine from inside its process, a call at a time; see `engine_process`."""
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -30,7 +31,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Live:
-    """A request in the scheduler. num_held: blocks of the pool in its row."""
+    """A request in the scheduler. num_held: blocks of the pool in its rows."""
 
     running: bool
     num_computed_tokens: int
@@ -74,11 +75,10 @@ def _check(llm: Any) -> None:
 def live(llm: Any) -> dict[str, Live]:
     """The scheduler's requests by id. Checks that their rows and the free list make up the pool."""
     running = {request.request_id for request in scheduler(llm).running}
-    rows = {
-        request_id: {block.block_id for block in row if not block.is_null}
-        for manager in scheduler(llm).kv_cache_manager.coordinator.single_type_managers
-        for request_id, row in manager.req_to_blocks.items()
-    }
+    rows = defaultdict[str, set[int]](set)
+    for manager in scheduler(llm).kv_cache_manager.coordinator.single_type_managers:
+        for request_id, row in manager.req_to_blocks.items():
+            rows[request_id] |= {block.block_id for block in row if not block.is_null}
     state = pool(llm)
     held = set[int]().union(*rows.values())
     assert len(held) + len(_occupied) + state.free == state.total
@@ -124,6 +124,12 @@ def drain(llm: Any) -> dict[str, Finished]:
     finished = dict(_finished)
     _finished.clear()
     return finished
+
+
+def finish(llm: Any, requests: list[str]) -> list[TokenIds]:
+    """Step to the end; the answers of `requests`, in this order."""
+    finished = drain(llm)
+    return [finished[request.split("-")[0]].token_ids for request in requests]
 
 
 def most_running(llm: Any, prompts: list[TokenIds], max_tokens: int) -> tuple[int, int]:
