@@ -51,6 +51,26 @@ class CompressedTokens:
     seq_lens: torch.Tensor
     block_tables: tuple[torch.Tensor, ...]
 
+    def by_head(self, num_kv_heads: int) -> tuple["CompressedTokens", ...]:
+        """The tokens of each KV head by itself, where each request is one sequence."""
+        lengths = self.query_start_loc.diff()
+        head_of_row = torch.arange(len(lengths)).repeat_interleave(lengths) % num_kv_heads
+        indices = self.indices
+        if isinstance(indices, slice):
+            indices = torch.arange(indices.start, indices.stop)
+        starts = self.query_start_loc.new_zeros(len(lengths) // num_kv_heads + 1)
+        # All heads of a request have as many tokens.
+        starts[1:] = lengths[::num_kv_heads].cumsum(0)
+        return tuple(
+            CompressedTokens(
+                indices[head_of_row == head],
+                starts,
+                self.seq_lens[:, head::num_kv_heads].contiguous(),
+                tuple(table[head::num_kv_heads].contiguous() for table in self.block_tables),
+            )
+            for head in range(num_kv_heads)
+        )
+
     @cached_property
     def layer_seq_lens(self) -> tuple[torch.Tensor, ...]:
         """L x [num_reqs * H] int32, views of `seq_lens`."""

@@ -97,10 +97,12 @@ class LayerLogits:
 
     scales: [L] float32, the factors for the products of queries and stored keys.
     soft_caps: [L] float32; None if no layer has a soft cap.
+    sinks: [L * H, G] float32, the logits of attention sinks; None if the model has none.
     """
 
     scales: torch.Tensor
     soft_caps: torch.Tensor | None
+    sinks: torch.Tensor | None = None
 
 
 class Compressor:
@@ -194,7 +196,7 @@ class Compressor:
         """
         settings, table = self.settings, candidates.table
         layers = candidates.heads // self._num_kv_heads
-        soft_caps = self._logits.soft_caps
+        soft_caps, sinks = self._logits.soft_caps, self._logits.sinks
         attention = window_attention(
             query,
             map(self._head_blocks.keys, self._tiles(table, query)),
@@ -203,6 +205,7 @@ class Compressor:
             None if soft_caps is None else soft_caps[layers][:, None, None],
             settings.query_reduction,
             candidates.padding,
+            None if sinks is None else sinks[candidates.heads],
         )
         num_entries = candidates.num_columns * self._head_blocks.block_size
         # Kept entries are in the order of importance, so they are no neighbours as in the text.

@@ -62,6 +62,7 @@ def window_attention(
     logits_soft_cap: torch.Tensor | None = None,
     reduction: str = "mean",
     padding: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The attention of the observation window to every position, reduced to one value per KV head.
 
@@ -73,6 +74,8 @@ def window_attention(
     scale, logits_soft_cap: of the attention layers; numbers, or [heads, 1, 1] float32.
     reduction: one of `QUERY_REDUCTIONS`.
     padding: [heads, 1] int64, how many of each head's first keys are ignored; None for none.
+    sinks: [heads, G] float32, the logits of attention sinks, to which a query gives a part of its
+        attention; None if the model has none.
     Returns [heads, num_tokens] float32: the softmax over all keys, causal inside the window, and
         then reduced over the window's queries and the KV head's query heads.
     """
@@ -88,6 +91,10 @@ def window_attention(
         is_padding = torch.arange(num_tokens, device=query.device) < padding
         logits.masked_fill_(is_padding[:, None], float("-inf"))
     attention = logits.softmax(-1)
+    if sinks is not None:
+        # The part of the attention that the keys get, beside the sink.
+        of_sinks = sinks.repeat_interleave(window, 1)
+        attention.mul_((logits.logsumexp(-1) - of_sinks).sigmoid_()[..., None])
     return QUERY_REDUCTIONS[reduction](attention)
 
 

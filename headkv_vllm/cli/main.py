@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from headkv_vllm.cli.check import Checked, check
 from headkv_vllm.cli.evaluate import evaluate
 from headkv_vllm.cli.needle import needle_app
 from headkv_vllm.cli.plan import plan
@@ -17,12 +18,13 @@ from headkv_vllm.output.command_line import ends_on_sigterm, readable_errors
 app = typer.Typer(
     name="headkv",
     help="Serve long prompts from a compressed KV cache: vllm serve MODEL "
-    "--attention-backend headkv. This command starts servers, measures head scores, and "
-    "evaluates compressed models.",
+    "--attention-backend headkv. This command starts servers, checks models, measures head scores, "
+    "and evaluates compressed models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 app.command(cls=PassedOn)(serve)
+app.command(cls=Checked)(check)
 app.command()(score)
 app.command()(plan)
 app.command(name="eval")(evaluate)

@@ -52,6 +52,7 @@ Then, on port 8000 unless --port is given:
 Other help:
 
   headkv serve --help=all    the options of vllm serve
+  headkv check MODEL         whether a model will be served, without starting an engine
   headkv plan --help         the memory that a budget needs, without a server
 """
 
@@ -59,9 +60,11 @@ Other help:
 class PassedOn(TyperCommand):
     """A command that passes its arguments to another program. Click reads only a bare --help."""
 
+    help_text = HELP
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--help" in args or "-h" in args:
-            typer.echo(HELP, nl=False)
+            typer.echo(self.help_text, nl=False)
             ctx.exit()
         ctx.args = list(args)
         return []
@@ -71,14 +74,14 @@ def serve(context: typer.Context) -> None:
     """Serve MODEL with a compressed KV cache: vllm serve with more routes and a dashboard."""
     arguments = context.args
     with readable_errors():
-        check_model(arguments)
+        check_model_argument(arguments)
         backend = [] if names_backend(arguments) else ["--attention-backend", "headkv"]
     environment = {**os.environ, PLUGINS_VARIABLE: plugins(os.environ)}
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *arguments, *backend]
     os.execve(sys.executable, command, environment)
 
 
-def check_model(arguments: Sequence[str]) -> None:
+def check_model_argument(arguments: Sequence[str]) -> None:
     """Raises SettingsError when `arguments` have no model, or a folder that does not exist.
 
     Without a model vLLM loads one of its own choice. Without the folder vLLM asks the hub.

@@ -33,6 +33,7 @@ class Limits:
         the query heads of a KV head. max_drafts: the maximum of speculative tokens per step.
     compresses_again: whether the backend compresses requests while they generate.
     sliding_windows: whether some layers may have sliding-window attention.
+    sinks: whether layers may have attention sinks.
     """
 
     cache_dtypes: tuple[str, ...] = ()
@@ -41,6 +42,7 @@ class Limits:
     max_drafts: int | None = None
     compresses_again: bool = True
     sliding_windows: bool = True
+    sinks: bool = True
 
 
 def check_supported(vllm_config: "VllmConfig", settings: Settings, limits: Limits) -> None:
@@ -66,12 +68,17 @@ def check_supported(vllm_config: "VllmConfig", settings: Settings, limits: Limit
 
 
 def _check_layers(vllm_config: "VllmConfig", limits: Limits) -> None:
-    """Raises UnsupportedError for sliding-window layers that do not go with ours.
+    """Raises UnsupportedError for attention sinks, and sliding-window layers, that do not go.
 
     vLLM puts layers of one kind into KV cache groups, which share a pool of blocks. A group has as
     many layers as the rarer kind, unless the kinds are nearly equal: then the larger group has
     them all, and the other group is padded. Our head blocks need one group without padding.
     """
+    if _has_sinks(vllm_config) and not limits.sinks:
+        raise UnsupportedError(
+            "--attention-backend headkv does not support attention sinks on this platform: "
+            f"{_ANOTHER_BACKEND}"
+        )
     num_layers = vllm_config.model_config.get_total_num_hidden_layers()
     num_full = len(full_layers(vllm_config))
     num_sliding = num_layers - num_full
@@ -208,7 +215,7 @@ def _layer_types(vllm_config: "VllmConfig") -> object:
     return sorted(others) or None
 
 
-def _uses_sinks(vllm_config: "VllmConfig") -> bool:
+def _has_sinks(vllm_config: "VllmConfig") -> bool:
     is_gpt_oss = _hf(vllm_config, "model_type") == "gpt_oss"
     return is_gpt_oss or bool(_hf(vllm_config, "attention_sinks"))
 
@@ -276,7 +283,6 @@ RULES = (
         _FULL_ATTENTION,
     ),
     Rule("ALiBi", _if(lambda config: config.model_config.uses_alibi), _ANOTHER_BACKEND),
-    Rule("attention sinks", _if(_uses_sinks), _ANOTHER_BACKEND),
     Rule("diffusion models", _if(lambda config: config.model_config.is_diffusion), _FULL_ATTENTION),
     Rule(
         "prefix language models",

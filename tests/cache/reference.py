@@ -79,6 +79,8 @@ def window_attention(
     scale: float,
     logits_soft_cap: float | None = None,
     reduction: str = "mean",
+    padding: None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     key = torch.cat(list(keys), -1)
     num_heads, group_size, window, _ = query.shape
@@ -91,8 +93,10 @@ def window_attention(
                 logits = query[head, in_group, index].float() @ visible * scale
                 if logits_soft_cap is not None:
                     logits = logits_soft_cap * torch.tanh(logits / logits_soft_cap)
-                padding = (0, num_tokens - num_visible)
-                attention = functional.pad(torch.softmax(logits, 0), padding)
+                if sinks is not None:
+                    logits = torch.cat((logits, sinks[head, in_group].view(1)))
+                attention = torch.softmax(logits, 0)[:num_visible]
+                attention = functional.pad(attention, (0, num_tokens - num_visible))
                 total[head] += attention
                 largest[head] = torch.maximum(largest[head], attention)
     return largest if reduction == "max" else total / (window * group_size)

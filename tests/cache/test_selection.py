@@ -49,21 +49,24 @@ def random_query_key(shape, seed, dtype=torch.float32):
     st.sampled_from(["mean", "max"]),
     st.integers(1, 60),
     st.integers(0, 3),
+    st.sampled_from([None, -2.0, 3.0]),
 )
 def test_window_attention_equals_the_reference(
-    shape, seed, dtype, logits_soft_cap, reduction, tile, padding
+    shape, seed, dtype, logits_soft_cap, reduction, tile, padding, sink
 ):
     """For any size of tiles, and with any number of keys after the prompt."""
     query, key = random_query_key(shape, seed, dtype)
     num_tokens = key.shape[2]
     key = torch.nn.functional.pad(key, (0, padding), value=99.0)
-    arguments = (key.split(tile, -1), num_tokens, 0.3, logits_soft_cap, reduction)
+    sinks = None if sink is None else torch.arange(query[:, :, 0, 0].numel()) * sink / 4
+    sinks = None if sinks is None else sinks.view(query.shape[:2])
+    arguments = (key.split(tile, -1), num_tokens, 0.3, logits_soft_cap, reduction, None, sinks)
     attention = window_attention(query, *arguments)
     expected = reference.window_attention(query, *arguments)
     assert attention.dtype == torch.float32
     assert attention.shape == (key.shape[0], num_tokens)
     torch.testing.assert_close(attention, expected, atol=1e-6, rtol=1e-5)
-    if reduction == "mean":
+    if reduction == "mean" and sinks is None:
         torch.testing.assert_close(attention.sum(1), torch.ones(key.shape[0]))
 
 

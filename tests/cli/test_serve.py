@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from headkv_vllm.cli.main import app
-from headkv_vllm.cli.serve import check_model, names_backend, plugins
+from headkv_vllm.cli.serve import check_model_argument, names_backend, plugins
 from headkv_vllm.errors import SettingsError
 
 HEADKV = str(Path(sys.executable).with_name("headkv"))
@@ -135,7 +135,7 @@ def test_a_missing_model_is_told_of_at_once(
     (tmp_path / "list.yaml").write_text("- 3\n")
     (tmp_path / "broken.yaml").write_text("a: [\n")
     with pytest.raises(SettingsError, match=message):
-        check_model(arguments)
+        check_model_argument(arguments)
     shown = CliRunner().invoke(app, ["serve", *arguments])
     assert shown.exit_code == 1
     assert len(shown.stderr.splitlines()) == 1
@@ -146,13 +146,13 @@ def test_a_missing_model_is_told_of_at_once(
     [["org/model"], ["s3://a/b/c"], ["--model", "org/m"], ["--model=org/m"], ["--help=all"]],
 )
 def test_a_model_may_be_a_hubs_name(arguments: list[str]) -> None:
-    check_model(arguments)
+    check_model_argument(arguments)
 
 
 def test_a_model_may_be_named_in_the_config_file(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("model: org/model\n")
-    check_model(["--config", str(config)])
+    check_model_argument(["--config", str(config)])
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["MODEL", "-h"]])

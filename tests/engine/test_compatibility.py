@@ -103,20 +103,6 @@ MODELS = {
         {"model_type": "falcon", "architectures": ["FalconForCausalLM"], "alibi": True},
         "ALiBi",
     ),
-    "gpt-oss": (like_llama("gpt_oss", "GptOssForCausalLM", layer_types=SLIDING), "attention sinks"),
-    "gpt-oss of full attention only": (
-        like_llama(
-            "gpt_oss",
-            "GptOssForCausalLM",
-            sliding_window=None,
-            layer_types=["full_attention", "full_attention"],
-        ),
-        "attention sinks",
-    ),
-    "Granite with attention sinks": (
-        like_llama("granite", "GraniteForCausalLM", attention_sinks=True),
-        "attention sinks",
-    ),
     "Whisper": (
         {
             "model_type": "whisper",
@@ -148,8 +134,10 @@ def test_a_model_that_cannot_be_compressed_is_refused(tmp_path, name):
         like_llama("qwen3", "Qwen3ForCausalLM"),
         like_llama("gemma3_text", "Gemma3ForCausalLM", sliding_window=64, layer_types=SLIDING),
         like_llama("gemma2", "Gemma2ForCausalLM", sliding_window=64),
+        like_llama("gpt_oss", "GptOssForCausalLM", layer_types=SLIDING),
+        like_llama("granite", "GraniteForCausalLM", attention_sinks=True),
     ],
-    ids=["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma 3", "Gemma 2"],
+    ids=["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma 3", "Gemma 2", "gpt-oss", "Granite"],
 )
 def test_a_decoder_with_full_attention_is_accepted(tmp_path, changes):
     model = write_model(tmp_path / "model", **changes)

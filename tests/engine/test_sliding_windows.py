@@ -59,7 +59,7 @@ class Model:
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = write_sliding_model(tmp_path_factory.mktemp("model"), request.param)
     identity = identify_checkpoint(folder)
-    assert identity.num_layers == 2
+    assert identity.num_layers == 2  # of each kind
     rng = random.Random(0)
     file = ScoreFile(
         schema_version=1,

@@ -86,14 +86,14 @@ class HeadKVBackendMixin(_Stock):
 
 
 def check_features(
-    has_alibi: bool, has_sliding_window: bool, has_sinks: bool, shares_cache: bool
+    has_alibi: bool, has_sliding_window: bool, shares_cache: bool, has_sinks: bool = False
 ) -> None:
     """Raises UnsupportedError for the first feature that a layer uses."""
     is_used = {
         "ALiBi": has_alibi,
         "sliding-window attention": has_sliding_window,
-        "attention sinks": has_sinks,
         "layers that share another layer's KV cache": shares_cache,
+        "attention sinks": has_sinks,
     }
     for feature, used in is_used.items():
         if used:

@@ -6,6 +6,7 @@ head blocks, seen as a cache with one KV head: each (request, KV head) is a sequ
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -80,7 +81,8 @@ class HeadKVCpuMetadata:
 
     layers: the index of each layer by name. compression: None where no prompt is completed that is
     to be compressed.
-    dense_schedule: for all layers. compressed_schedules: one for each layer.
+    dense_schedule: for all layers. compressed_schedules: for each part of `compressed`, one for
+    each layer. num_parts: 1, or H if the model has attention sinks.
     """
 
     batch: Batch
@@ -88,7 +90,22 @@ class HeadKVCpuMetadata:
     caches: Caches
     compression: StepCompression | None
     dense_schedule: torch.Tensor | None
-    compressed_schedules: tuple[torch.Tensor, ...]
+    compressed_schedules: tuple[tuple[torch.Tensor, ...], ...]
+    num_parts: int
+
+    @cached_property
+    def compressed(self) -> tuple[CompressedTokens, ...]:
+        """The compressed tokens; in a model with attention sinks, those of each KV head.
+
+        The kernels take one sink for each query head of a sequence, and KV heads differ in theirs.
+        """
+        return _parts(self.batch.compressed, self.num_parts)
+
+
+def _parts(compressed: CompressedTokens | None, num_parts: int) -> tuple[CompressedTokens, ...]:
+    if compressed is None or num_parts == 1:
+        return () if compressed is None else (compressed,)
+    return compressed.by_head(num_parts)
 
 
 class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
@@ -119,6 +136,8 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
             self._compress_again,
             queries_per_block(group_size, kv_cache_spec.block_size),
         )
+        has_sinks = self._layers.modules()[0].impl.sinks is not None
+        self._num_parts = kv_cache_spec.num_kv_heads if has_sinks else 1
         self._caches: Caches | None = None
         self._compressor: Compressor | None = None
         self._last: HeadKVCpuMetadata | None = None
@@ -153,7 +172,8 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
             self._caches_of_layers(),
             self._compression(batch),
             self._dense_schedule(batch.dense),
-            self._compressed_schedules(batch.compressed),
+            tuple(map(self._compressed_schedules, _parts(batch.compressed, self._num_parts))),
+            self._num_parts,
         )
 
     def _caches_of_layers(self) -> Caches:
@@ -209,11 +229,7 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
         starts = dense.query_start_loc
         return self._schedule(starts, dense.seq_lens, self._num_heads, self._spec.num_kv_heads)
 
-    def _compressed_schedules(
-        self, compressed: CompressedTokens | None
-    ) -> tuple[torch.Tensor, ...]:
-        if compressed is None:
-            return ()
+    def _compressed_schedules(self, compressed: CompressedTokens) -> tuple[torch.Tensor, ...]:
         # A schedule says which keys are visited, and `seq_lens` masks those that a query may not
         # attend. With lengths rounded up to whole blocks it serves all steps of a decode run.
         block_size = self._spec.block_size
@@ -251,7 +267,6 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
         check_features(
             self.alibi_slopes is not None,
             self.sliding_window != -1,
-            self.sinks is not None,
             self.kv_sharing_target_layer_name is not None,
         )
 
@@ -280,8 +295,8 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
         cache.write(key[:num_tokens], value[:num_tokens], batch.slot_mapping)
         if batch.dense is not None:
             self._attend_dense(query, cache, batch.dense, attn_metadata, output)
-        if batch.compressed is not None:
-            self._attend_compressed(query, batch.compressed, layer_index, attn_metadata, output)
+        for part in range(len(attn_metadata.compressed)):
+            self._attend_compressed(query, part, layer_index, attn_metadata, output)
         if attn_metadata.compression is not None:
             attn_metadata.compression.add_layer(layer_index, query)
         if batch.waiting is not None:
@@ -299,14 +314,13 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
     ) -> None:
         schedule = attn_metadata.dense_schedule
         assert schedule is not None, "dense tokens have a schedule"
-        self._attend(
-            query, cache, dense, dense.tokens, dense.seq_lens, dense.block_table, schedule, output
-        )
+        tables = (dense.seq_lens, dense.block_table, schedule, self.sinks)
+        self._attend(query, cache, dense, dense.tokens, *tables, output)
 
     def _attend_compressed(
         self,
         query: torch.Tensor,
-        compressed: CompressedTokens,
+        part: int,
         layer_index: int,
         attn_metadata: HeadKVCpuMetadata,
         output: torch.Tensor,
@@ -314,12 +328,14 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
         # The query is a strided part of a projection's output, so this copies it.
         shape = (-1, self.num_queries_per_kv, self.head_size)
         cache = attn_metadata.caches.head_blocks.packed
+        compressed = attn_metadata.compressed[part]
         seq_lens = compressed.layer_seq_lens[layer_index]
         block_table = compressed.block_tables[layer_index]
-        schedule = attn_metadata.compressed_schedules[layer_index]
+        schedule = attn_metadata.compressed_schedules[part][layer_index]
+        sinks = None if self.sinks is None else self.sinks.view(-1, shape[1])[part]
+        tables = (seq_lens, block_table, schedule, sinks)
         query, output = query.reshape(shape), output.view(shape)
-        indices = compressed.indices
-        self._attend(query, cache, compressed, indices, seq_lens, block_table, schedule, output)
+        self._attend(query, cache, compressed, compressed.indices, *tables, output)
 
     def _attend(
         self,
@@ -330,6 +346,7 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
         seq_lens: torch.Tensor,
         block_table: torch.Tensor,
         schedule: torch.Tensor,
+        sinks: torch.Tensor | None,
         output: torch.Tensor,
     ) -> None:
         """Of `query` and `output`, [num_rows, num_heads, head_size], the rows in `places`."""
@@ -350,7 +367,7 @@ class HeadKVCpuImpl(CPUAttentionBackendImpl):
             block_table=block_table,
             softcap=self.logits_soft_cap,
             scheduler_metadata=schedule,
-            s_aux=None,
+            s_aux=sinks,
         )
         if not is_slice:
             output[places] = results

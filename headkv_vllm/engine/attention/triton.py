@@ -331,8 +331,8 @@ class HeadKVTritonImpl(AttentionImpl[HeadKVTritonMetadata]):
         check_features(
             alibi_slopes is not None,
             sliding_window is not None,
-            sinks is not None,
             kv_sharing_target_layer_name is not None,
+            sinks is not None,
         )
         # Both of vLLM's model runners take registrations while they make layers.
         STEP_WARM_UP.register_warmup()

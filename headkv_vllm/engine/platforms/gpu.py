@@ -24,6 +24,7 @@ class HeadKVGpuPlatform(HeadKVPlatform):
         max_drafts=6,
         compresses_again=False,
         sliding_windows=False,
+        sinks=False,
     )
     headkv_caution = (
         "experimental on GPUs: it was checked on one H100. In a clone, scripts/gpu-check tells "

@@ -27,6 +27,14 @@ KINDS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
         "Gemma2",
         {"num_hidden_layers": 4, "query_pre_attn_scalar": 32, "attn_logit_softcapping": 5.0},
     ),
+    # Attention sinks, and experts.
+    "gpt-oss": (
+        "GptOss",
+        {"num_hidden_layers": 4, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    # Layers with full attention have no rotary positions.
+    "Cohere 2": ("Cohere2", {"num_hidden_layers": 8, "sliding_window_pattern": 4}),
+    "Olmo 3": ("Olmo3", {"num_hidden_layers": 8}),
 }
 
 
@@ -39,6 +47,6 @@ def write_sliding_model(folder: Path, kind: str) -> Path:
     model = getattr(transformers, name)(config)
     for weight in model.parameters():
         # Attention of new models is almost even. These look at some tokens more than at others.
-        weight.data.normal_(0.0, 0.3 if weight.dim() > 1 else 0.1)
+        weight.data.normal_(0.0, 0.2 if weight.dim() > 1 else 0.1)
     model.save_pretrained(folder)
     return folder
