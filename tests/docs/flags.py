@@ -52,7 +52,7 @@ def _split(words: list[str]) -> Iterator[list[str]]:
 
 
 def _known(words: list[str]) -> frozenset[str]:
-    if words[0] == "vllm" or words[1:2] == ["serve"]:
+    if words[0] == "vllm" or words[1] in ("serve", "check"):
         return _serve_options()
     command = typer.main.get_command(app)
     for word in words[1:]:

@@ -152,7 +152,7 @@ def test_lines_are_short(page: Path) -> None:
     assert [line for line in lines if len(line) > 100] == []
 
 
-@pytest.mark.parametrize(("page", "most"), [("README.md", 120), ("docs/architecture.md", 225)])
+@pytest.mark.parametrize(("page", "most"), [("README.md", 120), ("docs/architecture.md", 235)])
 def test_a_page_stays_short(page: str, most: int) -> None:
     assert len((ROOT / page).read_text().splitlines()) <= most
 

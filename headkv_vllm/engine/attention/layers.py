@@ -65,11 +65,11 @@ class WorkerLayers:
         soft_caps = [float(one.impl.logits_soft_cap or 0.0) for one in modules]
         key_scales = [torch.as_tensor(key_scale_of(one), device=device).view(()) for one in modules]
         sinks = [one.impl.sinks for one in modules if getattr(one.impl, "sinks", None) is not None]
-        by_head = (-1, modules[0].num_heads // self.spec.num_kv_heads)
+        heads = (len(modules) * self.spec.num_kv_heads, -1)
         logits = LayerLogits(
             torch.tensor(scales, device=device) * torch.stack(key_scales).float(),
             torch.tensor(soft_caps, device=device) if any(soft_caps) else None,
-            torch.stack(sinks).float().view(by_head) if sinks else None,
+            torch.stack(sinks).float().view(heads) if sinks else None,
         )
         return Compressor(head_blocks, logits, self.settings, workspace)
 
