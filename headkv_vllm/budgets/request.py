@@ -7,11 +7,12 @@ from typing import Literal, Self
 
 from headkv_vllm.config import PolicyName, Settings
 
-SkipReason = Literal["off", "too_short", "no_room", "resumable"]
+SkipReason = Literal["off", "too_short", "short_answer", "no_room", "resumable"]
 """Why a request is not compressed.
 
-off: its budget is 0. too_short: compression would save no block. no_room: the whole pool cannot
-hold its tokens and its compressed blocks. resumable: its prompt may still grow.
+off: its budget is 0. too_short: compression would save no block. short_answer: no token would be
+computed after the compression. no_room: the whole pool cannot hold its tokens and its compressed
+blocks. resumable: its prompt may still grow.
 """
 
 

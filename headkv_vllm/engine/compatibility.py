@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.names import ASYNC_SCHEDULER_PATH, SCHEDULER_PATH
 from headkv_vllm.errors import UnsupportedError, shown
-from headkv_vllm.head_scores.layer_types import FULL, SLIDING, full_attention_layers
+from headkv_vllm.head_scores.layer_types import FULL, SLIDING
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -74,13 +74,15 @@ def _check_layers(vllm_config: "VllmConfig", limits: Limits) -> None:
     many layers as the rarer kind, unless the kinds are nearly equal: then the larger group has
     them all, and the other group is padded. Our head blocks need one group without padding.
     """
+    from headkv_vllm.engine.settings import full_layers
+
     if _has_sinks(vllm_config) and not limits.sinks:
         raise UnsupportedError(
             "--attention-backend headkv does not support attention sinks on this platform: "
             f"{_ANOTHER_BACKEND}"
         )
     num_layers = vllm_config.model_config.get_total_num_hidden_layers()
-    num_full = len(full_layers(vllm_config))
+    num_full = len(full_layers(vllm_config.model_config))
     num_sliding = num_layers - num_full
     if num_sliding == 0:
         return
@@ -98,15 +100,6 @@ def _check_layers(vllm_config: "VllmConfig", limits: Limits) -> None:
             f"--attention-backend headkv does not support this model's sliding-window attention "
             f"({num_sliding} of {num_layers} layers): {reason}"
         )
-
-
-def full_layers(vllm_config: "VllmConfig") -> list[int]:
-    """The indices of the model's layers with full attention."""
-    model_config = vllm_config.model_config
-    text = model_config.hf_text_config.to_dict()
-    if not text.get("layer_types") and model_config.get_sliding_window() is not None:
-        return []  # vLLM gives the window to all layers, however large it is
-    return full_attention_layers(text)
 
 
 def why_not_again(vllm_config: "VllmConfig", settings: Settings, limits: Limits) -> str | None:

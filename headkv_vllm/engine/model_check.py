@@ -39,9 +39,14 @@ def check_model(arguments: Sequence[str]) -> ModelCheck:
     from vllm.plugins import load_general_plugins
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from headkv_vllm.engine.compatibility import full_layers
     from headkv_vllm.engine.platforms.platform import is_selected
-    from headkv_vllm.engine.settings import model_dtype, read_scores, read_settings, served_scores
+    from headkv_vllm.engine.settings import (
+        full_layers,
+        model_dtype,
+        read_scores,
+        read_settings,
+        served_scores,
+    )
     from headkv_vllm.head_scores.scores import needs_file
 
     load_general_plugins()  # type: ignore[no-untyped-call]
@@ -67,7 +72,7 @@ def check_model(arguments: Sequence[str]) -> ModelCheck:
         platform=current_platform.device_name,
         dtype=str(model_dtype(vllm_config)).removeprefix("torch."),
         num_layers=model_config.get_total_num_hidden_layers(),
-        num_full_layers=len(full_layers(vllm_config)),
+        num_full_layers=len(full_layers(model_config)),
         scores=scores,
         needs_scores=needs_file(settings),
         max_model_len=model_config.max_model_len,

@@ -78,8 +78,9 @@ class _HeadKVMixin(_Stock):
     def _budget_with(self, settings: Settings, request: Request) -> RequestBudget:
         budget = request_budget(settings, request.num_prompt_tokens, self._manager.block_size)
         num_tokens = self._max_tokens(request)
-        if budget.compressed and num_tokens <= budget.first_point:
-            return budget.skipped("too_short")
+        # The last token of an answer is never computed.
+        if budget.compressed and num_tokens - 1 <= budget.first_point:
+            return budget.skipped("short_answer")
         if budget.compressed and not self._groups.can_hold(budget, num_tokens):
             return budget.skipped("no_room")
         return budget

@@ -67,6 +67,14 @@ def model_dtype(vllm_config: VllmConfig) -> torch.dtype:
     return dtype
 
 
+def full_layers(model_config: ModelConfig) -> list[int]:
+    """The indices of the model's layers with full attention."""
+    text = model_config.hf_text_config.to_dict()
+    if not text.get("layer_types") and model_config.get_sliding_window() is not None:
+        return []  # vLLM gives the window to all layers, however large it is
+    return full_attention_layers(text, model_config.get_total_num_hidden_layers())
+
+
 def query_blocks(vllm_config: VllmConfig, settings: Settings, block_size: int) -> int:
     """The blocks of a request that hold queries; see `budgets.request.num_query_blocks`."""
     model_config, parallel_config = vllm_config.model_config, vllm_config.parallel_config
@@ -128,7 +136,7 @@ def _identity_without_weights(vllm_config: VllmConfig) -> ModelIdentity:
     model_config = vllm_config.model_config
     return ModelIdentity(
         architecture=model_config.architecture,
-        num_layers=len(full_attention_layers(model_config.hf_text_config.to_dict())),
+        num_layers=len(full_layers(model_config)),
         num_heads=model_config.model_arch_config.total_num_attention_heads,
         num_kv_heads=model_config.get_total_num_kv_heads(),
         head_size=model_config.get_head_size(),

@@ -60,7 +60,7 @@ def identify(config: Mapping[str, Any], weight_shapes: WeightShapes) -> ModelIde
     """
     text = {**config, **(config.get("text_config") or {})}
     num_layers = _size(text, "num_hidden_layers")
-    full = full_attention_layers(text)
+    full = full_attention_layers(text, num_layers)
     if not full:
         raise ScoreFileError(f"config.json: none of the {num_layers} layers has full attention")
     num_heads = _size(text, "num_attention_heads")

@@ -8,10 +8,11 @@ FULL: Final = "full_attention"
 SLIDING: Final = "sliding_attention"
 
 
-def layer_types(text: Mapping[str, Any]) -> list[str]:
+def layer_types(text: Mapping[str, Any], num_layers: int) -> list[str]:
     """The type of each layer, by transformers' names; empty if all layers have full attention.
 
     text: the config of a language model, as config.json has it or as transformers reads it.
+    num_layers: of the model, whatever its config calls them.
     """
     types, window = text.get("layer_types"), text.get("sliding_window")
     if types is None and window is not None:
@@ -23,14 +24,14 @@ def layer_types(text: Mapping[str, Any]) -> list[str]:
         return list(types)
     positions = text.get("max_position_embeddings")
     is_full = window is None or (isinstance(positions, int) and window >= positions)
-    return [] if is_full else [SLIDING] * int(text["num_hidden_layers"])
+    return [] if is_full else [SLIDING] * num_layers
 
 
-def full_attention_layers(text: Mapping[str, Any]) -> list[int]:
-    """The indices of the layers with full attention, in order. text: see `layer_types`."""
-    types = layer_types(text)
+def full_attention_layers(text: Mapping[str, Any], num_layers: int) -> list[int]:
+    """The indices of the layers with full attention, in order. See `layer_types`."""
+    types = layer_types(text, num_layers)
     if not types:
-        return list(range(text["num_hidden_layers"]))
+        return list(range(num_layers))
     return [index for index, layer_type in enumerate(types) if layer_type == FULL]
 
 

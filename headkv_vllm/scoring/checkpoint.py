@@ -145,7 +145,8 @@ def _identify(folder: Path, config: Any) -> ModelIdentity:
     except ScoreFileError as error:
         raise ModelError(str(error)) from None
     text = config.get_text_config()
-    sizes = len(full_attention_layers(text.to_dict())), text.num_attention_heads
+    full = full_attention_layers(text.to_dict(), text.num_hidden_layers)
+    sizes = len(full), text.num_attention_heads
     if (identity.num_layers, identity.num_heads) != sizes:
         raise ModelError(
             f"{folder / 'config.json'} says {identity.num_layers} layers of {identity.num_heads} "

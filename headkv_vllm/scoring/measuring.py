@@ -75,7 +75,7 @@ def measure(
     if answers == "generated":
         answer = read.generate(len(answer) + MAX_EXTRA_TOKENS, stop_ids)
     text = model.config.get_text_config()
-    full = full_attention_layers(text.to_dict())
+    full = full_attention_layers(text.to_dict(), text.num_hidden_layers)
     if not answer:
         return Measurement((), (), np.zeros((len(full), text.num_attention_heads)))
     scores, logits = _score(read, prompt, method, answer)

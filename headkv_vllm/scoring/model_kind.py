@@ -71,7 +71,7 @@ def _check_attention(text: Any) -> None:
 
 
 def _check_window(text: Any) -> None:
-    types = layer_types(text.to_dict())
+    types = layer_types(text.to_dict(), text.num_hidden_layers)
     if types and FULL not in types:
         raise UnsupportedError(
             f"all layers of the model attend a sliding window of {shown(text.sliding_window)} of "

@@ -37,7 +37,7 @@ def sensitivity(
     answer's rows only. It holds the attention of one layer at a time.
     """
     text = prompt.model.config.get_text_config()
-    full = full_attention_layers(text.to_dict())
+    full = full_attention_layers(text.to_dict(), prompt.num_layers)
     total = torch.zeros(prompt.num_layers, text.num_attention_heads, dtype=torch.float64)
     targets = torch.tensor(answer, device=prompt.last.device)[:, None]
     for amount in amounts:

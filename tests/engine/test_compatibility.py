@@ -136,8 +136,9 @@ def test_a_model_that_cannot_be_compressed_is_refused(tmp_path, name):
         like_llama("gemma2", "Gemma2ForCausalLM", sliding_window=64),
         like_llama("gpt_oss", "GptOssForCausalLM", layer_types=SLIDING),
         like_llama("granite", "GraniteForCausalLM", attention_sinks=True),
+        {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 64, "n_head": 4},
     ],
-    ids=["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma 3", "Gemma 2", "gpt-oss", "Granite"],
+    ids=["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma 3", "Gemma 2", "gpt-oss", "Granite", "GPT-2"],
 )
 def test_a_decoder_with_full_attention_is_accepted(tmp_path, changes):
     model = write_model(tmp_path / "model", **changes)

@@ -106,7 +106,7 @@ def test_a_request_with_nothing_to_gain_keeps_all_its_blocks(start, num_prompt_t
 
 def test_the_first_prompt_length_that_gains_is_compressed(start):
     engine = start()
-    engine.add("a", PROMPT[:72], max_tokens=1)
+    engine.add("a", PROMPT[:72], max_tokens=2)
     engine.step()
     assert engine.worker.rows["a"][:2] == [72, 3]
 
@@ -126,9 +126,9 @@ def test_freed_prompt_blocks_go_on_serving_prefix_hits(start):
 @pytest.mark.parametrize("num_prompt_tokens", range(72, 106))
 def test_a_hit_never_reaches_the_window(start, num_prompt_tokens):
     engine = start()
-    engine.add("longer", PROMPT[:200], max_tokens=1)
+    engine.add("longer", PROMPT[:200], max_tokens=2)
     engine.run()
-    engine.add("a", PROMPT[:num_prompt_tokens], max_tokens=1)
+    engine.add("a", PROMPT[:num_prompt_tokens], max_tokens=2)
     (new,) = engine.step().scheduled_new_reqs
     num_full = (num_prompt_tokens - WINDOW) // BLOCK_SIZE
     assert new.num_computed_tokens == num_full * BLOCK_SIZE

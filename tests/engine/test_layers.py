@@ -36,7 +36,9 @@ def scores_of(monkeypatch):
 
     def scores_of(layers, rank, size, types=("full_attention",) * NUM_LAYERS):
         text = SimpleNamespace(to_dict=lambda: {"layer_types": types})
-        model_config = SimpleNamespace(hf_text_config=text)
+        model_config = SimpleNamespace(
+            hf_text_config=text, get_total_num_hidden_layers=lambda: len(types)
+        )
         config = SimpleNamespace(additional_config=scores, model_config=model_config)
         monkeypatch.setattr(worker_layers, "get_tensor_model_parallel_rank", lambda: rank)
         monkeypatch.setattr(worker_layers, "get_tensor_model_parallel_world_size", lambda: size)

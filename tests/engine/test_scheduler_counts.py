@@ -84,17 +84,20 @@ def test_a_compressed_and_a_skipped_request(start):
 
 
 @pytest.mark.parametrize(
-    ("reason", "settings", "length", "resumable", "num_blocks"),
+    ("reason", "settings", "length", "max_tokens", "num_blocks"),
     [
-        ("off", {"budget": 0}, 300, False, 100),
-        ("too_short", {"budget": 64}, 71, False, 100),
-        ("resumable", {"budget": 64}, 300, True, 100),
-        ("no_room", {"budget": 300}, 390, False, 30),
+        ("off", {"budget": 0}, 300, 4, 100),
+        ("too_short", {"budget": 64}, 71, 4, 100),
+        ("short_answer", {"budget": 64}, 300, 1, 100),
+        ("short_answer", {"budget": 64, "compress_every": 16}, 50, 55, 100),
+        ("resumable", {"budget": 64}, 300, 4, 100),
+        ("no_room", {"budget": 300}, 390, 4, 30),
     ],
 )
-def test_a_request_is_skipped_for_a_reason(start, reason, settings, length, resumable, num_blocks):
+def test_a_request_is_skipped_for_a_reason(start, reason, settings, length, max_tokens, num_blocks):
     engine = start(settings, num_blocks)
-    engine.add("a", PROMPT[:length], max_tokens=4, resumable=resumable)
+    resumable = reason == "resumable"
+    engine.add("a", PROMPT[:length], max_tokens=max_tokens, resumable=resumable)
     engine.step()
     assert counters([message(engine)]) == {f"{SKIPPED}/{reason}": 1}
 
@@ -141,7 +144,7 @@ def test_any_course_of_events_is_counted_as_it_was(start, in_flight, seed):
     for step in range(200):
         if len(engine.scheduler.requests) < 6 and chance.random() < 0.4:
             prompt = PROMPT[: chance.randint(1, 200)]
-            engine.add(f"request {step}", prompt, max_tokens=chance.randint(1, 60))
+            engine.add(f"request {step}", prompt, max_tokens=chance.randint(2, 60))
         if chance.random() < 0.03:
             engine.abort(chance.choice([*engine.scheduler.requests, "none"]))
         lengths = {name: r.num_prompt_tokens for name, r in engine.scheduler.requests.items()}

@@ -37,7 +37,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_full_attention_layers(name: str) -> None:
     config, expected = CASES[name]
-    assert full_attention_layers({**SIZES, **config}) == expected
+    assert full_attention_layers({**SIZES, **config}, 26) == expected
 
 
 def test_scores_are_of_the_layers_with_full_attention() -> None:

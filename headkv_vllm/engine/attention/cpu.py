@@ -6,7 +6,6 @@ head blocks, seen as a cache with one KV head: each (request, KV head) is a sequ
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -81,8 +80,10 @@ class HeadKVCpuMetadata:
 
     layers: the index of each layer by name. compression: None where no prompt is completed that is
     to be compressed.
-    dense_schedule: for all layers. compressed_schedules: for each part of `compressed`, one for
-    each layer. num_parts: 1, or H if the model has attention sinks.
+    dense_schedule: for all layers.
+    compressed: the compressed tokens, together; in a model with attention sinks, those of each KV
+        head. The kernels take a sink for each query head of a sequence, and KV heads differ in it.
+    compressed_schedules: for each part of `compressed`, one for each layer.
     """
 
     batch: Batch
@@ -90,22 +91,8 @@ class HeadKVCpuMetadata:
     caches: Caches
     compression: StepCompression | None
     dense_schedule: torch.Tensor | None
+    compressed: tuple[CompressedTokens, ...]
     compressed_schedules: tuple[tuple[torch.Tensor, ...], ...]
-    num_parts: int
-
-    @cached_property
-    def compressed(self) -> tuple[CompressedTokens, ...]:
-        """The compressed tokens; in a model with attention sinks, those of each KV head.
-
-        The kernels take one sink for each query head of a sequence, and KV heads differ in theirs.
-        """
-        return _parts(self.batch.compressed, self.num_parts)
-
-
-def _parts(compressed: CompressedTokens | None, num_parts: int) -> tuple[CompressedTokens, ...]:
-    if compressed is None or num_parts == 1:
-        return () if compressed is None else (compressed,)
-    return compressed.by_head(num_parts)
 
 
 class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
@@ -136,8 +123,7 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
             self._compress_again,
             queries_per_block(group_size, kv_cache_spec.block_size),
         )
-        has_sinks = self._layers.modules()[0].impl.sinks is not None
-        self._num_parts = kv_cache_spec.num_kv_heads if has_sinks else 1
+        self._has_sinks = self._layers.modules()[0].impl.sinks is not None
         self._caches: Caches | None = None
         self._compressor: Compressor | None = None
         self._last: HeadKVCpuMetadata | None = None
@@ -158,7 +144,7 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
         if self._layers.settings.check_integrity:
             self._planner.check_integrity()
         if batch.continues_last and self._last is not None:
-            self._last = replace(self._last, batch=batch)
+            self._last = replace(self._last, batch=batch, compressed=self._parts(batch))
         else:
             self._last = self._metadata(batch)
         return self._last
@@ -166,15 +152,23 @@ class HeadKVCpuMetadataBuilder(AttentionMetadataBuilder[HeadKVCpuMetadata]):
     def _metadata(self, batch: Batch) -> HeadKVCpuMetadata:
         static = self._layers.static
         self._table.write_allocation_cache(static.hits, static.misses, len(static))
+        compressed = self._parts(batch)
         return HeadKVCpuMetadata(
             batch,
             self._layers.indices,
             self._caches_of_layers(),
             self._compression(batch),
             self._dense_schedule(batch.dense),
-            tuple(map(self._compressed_schedules, _parts(batch.compressed, self._num_parts))),
-            self._num_parts,
+            compressed,
+            tuple(map(self._compressed_schedules, compressed)),
         )
+
+    def _parts(self, batch: Batch) -> tuple[CompressedTokens, ...]:
+        if batch.compressed is None:
+            return ()
+        if not self._has_sinks:
+            return (batch.compressed,)
+        return batch.compressed.by_head(self._spec.num_kv_heads)
 
     def _caches_of_layers(self) -> Caches:
         """Made once, because a view costs as much as a small step. The cache stays where it is."""

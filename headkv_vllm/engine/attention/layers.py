@@ -19,8 +19,7 @@ from headkv_vllm.cache.compression import Compressor, LayerLogits, Workspace
 from headkv_vllm.cache.compression_points import CompressionPoints
 from headkv_vllm.cache.head_blocks import HeadBlocks
 from headkv_vllm.cache.row_allocations import RowAllocations
-from headkv_vllm.engine.compatibility import full_layers
-from headkv_vllm.engine.settings import query_blocks, read_scores, read_settings
+from headkv_vllm.engine.settings import full_layers, query_blocks, read_scores, read_settings
 from headkv_vllm.errors import UnsupportedError, shown
 
 
@@ -81,7 +80,7 @@ def worker_scores(vllm_config: VllmConfig, layer_names: list[str], num_kv_heads:
     configuration.
     """
     scores = read_scores(vllm_config)
-    full = full_layers(vllm_config)
+    full = full_layers(vllm_config.model_config)
     own = [extract_layer_index(name) for name in layer_names]
     if others := sorted(set(own) - set(full)):
         raise UnsupportedError(
