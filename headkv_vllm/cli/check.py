@@ -9,7 +9,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from headkv_vllm.cli.serve import PassedOn, check_model_argument, names_backend
+from headkv_vllm.cli.serve import (
+    PLUGINS_VARIABLE,
+    PassedOn,
+    check_model_argument,
+    names_backend,
+    plugins,
+)
 from headkv_vllm.output.command_line import readable_errors
 
 if TYPE_CHECKING:
@@ -44,6 +50,7 @@ def check(context: typer.Context) -> None:
     """Tell whether a model and its options will be served, without starting an engine."""
     arguments = context.args
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ[PLUGINS_VARIABLE] = plugins(os.environ)
     with readable_errors():
         check_model_argument(arguments)
         if not names_backend(arguments):
@@ -80,7 +87,7 @@ def _show(found: "ModelCheck", console: Console) -> None:
     else:
         table.add_row(prompt, f"{plan.kv_bytes_stock / 2**20:,.1f} MiB: {plan.reason}")
     console.print(table)
-    console.print("\nheadkv serve will serve this model.")
+    console.print("\nheadkv and vLLM accept this model and these options.")
 
 
 def _scores(found: "ModelCheck") -> str:

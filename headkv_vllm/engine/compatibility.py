@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headkv_vllm.config import Settings
+from headkv_vllm.engine.layer_kinds import check_layers
 from headkv_vllm.engine.names import ASYNC_SCHEDULER_PATH, SCHEDULER_PATH
 from headkv_vllm.errors import UnsupportedError, shown
 from headkv_vllm.head_scores.layer_types import FULL, SLIDING
@@ -54,7 +55,7 @@ def check_supported(vllm_config: "VllmConfig", settings: Settings, limits: Limit
                 f"--attention-backend headkv does not support {rule.feature} "
                 f"({shown(found)}): {rule.reason}"
             )
-    _check_layers(vllm_config, limits)
+    check_layers(vllm_config, limits.sliding_windows, limits.sinks)
     _check_cache_dtype(vllm_config, limits.cache_dtypes)
     _check_window(vllm_config, settings, limits)
     _check_drafts(vllm_config, limits.max_drafts)
@@ -64,41 +65,6 @@ def check_supported(vllm_config: "VllmConfig", settings: Settings, limits: Limit
         raise UnsupportedError(
             f"--attention-backend headkv does not support compress_every="
             f"{settings.compress_every}: {reason}; it must be 0"
-        )
-
-
-def _check_layers(vllm_config: "VllmConfig", limits: Limits) -> None:
-    """Raises UnsupportedError for attention sinks, and sliding-window layers, that do not go.
-
-    vLLM puts layers of one kind into KV cache groups, which share a pool of blocks. A group has as
-    many layers as the rarer kind, unless the kinds are nearly equal: then the larger group has
-    them all, and the other group is padded. Our head blocks need one group without padding.
-    """
-    from headkv_vllm.engine.settings import full_layers
-
-    if _has_sinks(vllm_config) and not limits.sinks:
-        raise UnsupportedError(
-            "--attention-backend headkv does not support attention sinks on this platform: "
-            f"{_ANOTHER_BACKEND}"
-        )
-    num_layers = vllm_config.model_config.get_total_num_hidden_layers()
-    num_full = len(full_layers(vllm_config.model_config))
-    num_sliding = num_layers - num_full
-    if num_sliding == 0:
-        return
-    reason = None
-    if num_full == 0:
-        reason = _FULL_ATTENTION
-    elif not limits.sliding_windows:
-        reason = "on this platform, all layers must have full attention"
-    elif vllm_config.scheduler_config.disable_hybrid_kv_cache_manager:
-        reason = "leave out --disable-hybrid-kv-cache-manager"
-    elif num_full < num_sliding < 1.5 * num_full or num_full >= 1.5 * num_sliding:
-        reason = "vLLM distributes these numbers of layers over groups that cannot be compressed"
-    if reason:
-        raise UnsupportedError(
-            f"--attention-backend headkv does not support this model's sliding-window attention "
-            f"({num_sliding} of {num_layers} layers): {reason}"
         )
 
 
@@ -208,11 +174,6 @@ def _layer_types(vllm_config: "VllmConfig") -> object:
     return sorted(others) or None
 
 
-def _has_sinks(vllm_config: "VllmConfig") -> bool:
-    is_gpt_oss = _hf(vllm_config, "model_type") == "gpt_oss"
-    return is_gpt_oss or bool(_hf(vllm_config, "attention_sinks"))
-
-
 def _speculation(vllm_config: "VllmConfig") -> object:
     speculative_config = vllm_config.speculative_config
     method = speculative_config.method if speculative_config is not None else None
@@ -274,6 +235,11 @@ RULES = (
         "dual chunk attention",
         _if(lambda config: _hf(config, "dual_chunk_attention_config")),
         _FULL_ATTENTION,
+    ),
+    Rule(
+        "layers that share another layer's KV cache",
+        lambda config: _hf(config, "num_kv_shared_layers") or None,
+        _ANOTHER_BACKEND,
     ),
     Rule("ALiBi", _if(lambda config: config.model_config.uses_alibi), _ANOTHER_BACKEND),
     Rule("diffusion models", _if(lambda config: config.model_config.is_diffusion), _FULL_ATTENTION),

@@ -12,6 +12,7 @@ from vllm.v1.request import Request
 
 from headkv_vllm.budgets.request import RequestBudget
 from headkv_vllm.engine.kv_cache import HeadKVManager
+from headkv_vllm.errors import UnsupportedError
 
 
 class Groups:
@@ -21,8 +22,15 @@ class Groups:
     """
 
     def __init__(self, coordinator: KVCacheCoordinator) -> None:
+        """Raises UnsupportedError unless one group is ours."""
         managers = coordinator.single_type_managers
-        (self.headkv,) = (one for one in managers if isinstance(one, HeadKVManager))
+        own = [one for one in managers if isinstance(one, HeadKVManager)]
+        if len(own) != 1:
+            raise UnsupportedError(
+                f"--attention-backend headkv does not support this model: vLLM distributes its "
+                f"layers with full attention over {len(own)} KV cache groups"
+            )
+        (self.headkv,) = own
         self._others = [one for one in managers if one is not self.headkv]
         self._pool = coordinator.block_pool
         for manager in self._others:

@@ -37,6 +37,7 @@ def check_model(arguments: Sequence[str]) -> ModelCheck:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.platforms import current_platform
     from vllm.plugins import load_general_plugins
+    from vllm.usage.usage_lib import UsageContext
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     from headkv_vllm.engine.platforms.platform import is_selected
@@ -54,7 +55,8 @@ def check_model(arguments: Sequence[str]) -> ModelCheck:
     options = make_arg_parser(parser).parse_args(list(arguments))
     options.model = options.model_tag or options.model
     try:
-        vllm_config = AsyncEngineArgs.from_cli_args(options).create_engine_config()
+        engine_args = AsyncEngineArgs.from_cli_args(options)
+        vllm_config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
     except HeadKVError:
         raise
     except Exception as error:

@@ -21,7 +21,7 @@ def layer_types(text: Mapping[str, Any], num_layers: int) -> list[str]:
         types = getattr(known, "layer_types", None)
         window = getattr(known, "sliding_window", window)
     if types is not None:
-        return list(types)
+        return list(types)[:num_layers]
     positions = text.get("max_position_embeddings")
     is_full = window is None or (isinstance(positions, int) and window >= positions)
     return [] if is_full else [SLIDING] * num_layers

@@ -40,7 +40,7 @@ def test_a_model_that_is_served() -> None:
     assert "needle.json block size 32 tokens KV cache of 2,000 tokens" in said
     # Of 2,000 tokens, 3 blocks and the last 16 tokens are kept.
     assert "MiB after its prefill (5.6%)" in said and "in stock vLLM" in said
-    assert said.endswith("headkv serve will serve this model.")
+    assert said.endswith("headkv and vLLM accept this model and these options.")
 
 
 def test_layers_with_a_sliding_window_are_counted(tmp_path: Path) -> None:

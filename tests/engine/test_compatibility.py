@@ -53,6 +53,48 @@ MODELS = {
         like_llama("mistral", "MistralForCausalLM", sliding_window=64),
         "sliding-window attention (2 of 2 layers)",
     ),
+    "Qwen2 with a sliding window in some layers": (
+        like_llama(
+            "qwen2",
+            "Qwen2ForCausalLM",
+            use_sliding_window=True,
+            sliding_window=64,
+            max_window_layers=1,
+        ),
+        "vLLM gives the layers of this model one kind of attention",
+    ),
+    "Gemma 3, with windows of two sizes": (
+        like_llama(
+            "gemma3_text",
+            "Gemma3ForCausalLM",
+            sliding_window=64,
+            layer_types=SLIDING,
+            sliding_windows=[32, 64],
+        ),
+        "its layers have windows of different sizes",
+    ),
+    "Gemma 3, with more heads in its full layer": (
+        like_llama(
+            "gemma3_text",
+            "Gemma3ForCausalLM",
+            sliding_window=64,
+            layer_types=SLIDING,
+            num_attention_heads_per_layer=[4, 8],
+        ),
+        "layers of different sizes: total_num_attention_heads of layer 1 is 8, and 4 of the model",
+    ),
+    "Gemma 3n, whose last layers share caches": (
+        like_llama(
+            "gemma3n_text",
+            "Gemma3nForCausalLM",
+            sliding_window=64,
+            layer_types=SLIDING,
+            num_kv_shared_layers=1,
+            intermediate_size=[64, 64],
+            activation_sparsity_pattern=[0.0, 0.0],
+        ),
+        "layers that share another layer's KV cache (1)",
+    ),
     "Qwen2.5-1M": (
         like_llama("qwen2", "Qwen2ForCausalLM", dual_chunk_attention_config={"chunk_size": 64}),
         "dual chunk attention",
@@ -123,6 +165,23 @@ def test_a_model_that_cannot_be_compressed_is_refused(tmp_path, name):
     line = refusal(UnsupportedError, model, {}, **SHORT)
     assert line.startswith("--attention-backend headkv does not support ")
     assert named in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"disable_sliding_window": True}, "leave out --disable-sliding-window"),
+        (
+            {"disable_hybrid_kv_cache_manager": True},
+            "leave out --disable-hybrid-kv-cache-manager",
+        ),
+    ],
+    ids=["window", "manager"],
+)
+def test_flags_that_change_sliding_windows_are_refused(tmp_path, flags, named):
+    gemma = like_llama("gemma3_text", "Gemma3ForCausalLM", sliding_window=64, layer_types=SLIDING)
+    model = write_model(tmp_path / "model", **gemma)
+    assert named in refusal(UnsupportedError, model, {}, **SHORT, **flags)
 
 
 @pytest.mark.parametrize(

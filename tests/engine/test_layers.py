@@ -37,9 +37,13 @@ def scores_of(monkeypatch):
     def scores_of(layers, rank, size, types=("full_attention",) * NUM_LAYERS):
         text = SimpleNamespace(to_dict=lambda: {"layer_types": types})
         model_config = SimpleNamespace(
-            hf_text_config=text, get_total_num_hidden_layers=lambda: len(types)
+            hf_text_config=text,
+            get_total_num_hidden_layers=lambda: len(types),
+            get_layers_start_end_indices=lambda _: (layers[0], layers[-1] + 1),
         )
-        config = SimpleNamespace(additional_config=scores, model_config=model_config)
+        config = SimpleNamespace(
+            additional_config=scores, model_config=model_config, parallel_config=None
+        )
         monkeypatch.setattr(worker_layers, "get_tensor_model_parallel_rank", lambda: rank)
         monkeypatch.setattr(worker_layers, "get_tensor_model_parallel_world_size", lambda: size)
         names = [f"model.layers.{layer}.self_attn.attn" for layer in layers]
@@ -57,9 +61,10 @@ def test_pipeline_stages_have_their_own_layers(scores_of, cuts):
 
 def test_scores_are_of_layers_with_full_attention(scores_of):
     types = ["sliding_attention", "full_attention"] * NUM_LAYERS
-    assert np.array_equal(scores_of([5, 11], 0, 1, types), SCORES[[2, 5]])
-    with pytest.raises(UnsupportedError, match=r"gives the layers \[4\] full attention"):
-        scores_of([4, 5], 0, 1, types)
+    assert np.array_equal(scores_of([5, 7], 0, 1, types), SCORES[[2, 3]])
+    for others in ([4, 5], [5, 9]):
+        with pytest.raises(UnsupportedError, match=r"but in vLLM these are"):
+            scores_of(others, 0, 1, types)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])

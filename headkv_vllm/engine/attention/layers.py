@@ -76,16 +76,18 @@ class WorkerLayers:
 def worker_scores(vllm_config: VllmConfig, layer_names: list[str], num_kv_heads: int) -> FloatArray:
     """The scores of this worker's layers and KV heads: [len(layer_names), num_kv_heads].
 
-    Raises UnsupportedError if vLLM gives full attention to layers that have none by the model's
-    configuration.
+    Raises UnsupportedError if vLLM gives full attention to other layers than the model's
+    configuration says.
     """
     scores = read_scores(vllm_config)
     full = full_layers(vllm_config.model_config)
     own = [extract_layer_index(name) for name in layer_names]
-    if others := sorted(set(own) - set(full)):
+    parallel_config = vllm_config.parallel_config
+    start, end = vllm_config.model_config.get_layers_start_end_indices(parallel_config)
+    if sorted(own) != [index for index in full if start <= index < end]:
         raise UnsupportedError(
-            f"--attention-backend headkv does not support this model: vLLM gives the layers "
-            f"{shown(others)} full attention, but by its configuration they have none"
+            f"--attention-backend headkv does not support this model: by its configuration the "
+            f"layers {shown(full)} have full attention, but in vLLM these are {shown(own)}"
         )
     layers = [full.index(index) for index in own]
     heads = worker_kv_heads(
