@@ -27,7 +27,7 @@ from headkv_vllm.cache.selection import (
 )
 from headkv_vllm.config import Settings
 from headkv_vllm.scoring.answer_pass import ReadPrompt
-from headkv_vllm.scoring.attention_rows import row_logits, weighted_values
+from headkv_vllm.scoring.attention_rows import AnswerRows, row_logits, weighted_values
 from headkv_vllm.scoring.attention_scores import FullAttention
 
 MAX_WINDOW = 64
@@ -67,18 +67,12 @@ class ReadWindow:
         before = ReadPrompt(prompt.model, cache, torch.tensor(ids[start : start + 1]))
         attend, layers = FullAttention(before), []
 
-        def keep(
-            layer: int,
-            query: torch.Tensor,
-            key: torch.Tensor,
-            value: torch.Tensor,
-            scale: float,
-            sliding_window: int | None = None,
-        ) -> torch.Tensor:
-            earlier = before.layer(layer)
-            keys, values = (torch.cat(pair, 1) for pair in zip(earlier, (key, value), strict=True))
-            layers.append(LayerEntries(query, keys, values, scale))
-            return attend(layer, query, key, value, scale)
+        def keep(layer: int, rows: AnswerRows) -> torch.Tensor:
+            own = (rows.key, rows.value)
+            pairs = zip(before.layer(layer), own, strict=True)
+            keys, values = (torch.cat(pair, 1) for pair in pairs)
+            layers.append(LayerEntries(rows.query, keys, values, rows.scale))
+            return attend(layer, rows)
 
         before.answer([*ids[start + 1 :], 0], keep)
         return cls(prompt, tuple(layers))
@@ -153,21 +147,14 @@ class KeptAttention:
     prompt: ReadPrompt
     kept: torch.Tensor
 
-    def __call__(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float,
-        sliding_window: int | None = None,
-    ) -> torch.Tensor:
+    def __call__(self, layer: int, rows: AnswerRows) -> torch.Tensor:
         """See `Attend`."""
         prompt_key, prompt_value = self.prompt.layer(layer)
-        logits = row_logits(query, prompt_key, key, scale)
+        logits = row_logits(rows, prompt_key)
         # The first row is the prompt's last token. As in an engine, it is computed before the
         # prompt is compressed, and always kept.
         num_read = prompt_key.shape[1]
-        dropped = ~self.kept[layer, :, :num_read].repeat_interleave(len(query) // len(key), 0)
+        group_size = len(rows.query) // len(rows.key)
+        dropped = ~self.kept[layer, :, :num_read].repeat_interleave(group_size, 0)
         logits[:, 1:, :num_read].masked_fill_(dropped[:, None], float("-inf"))
-        return weighted_values(logits.softmax(-1), prompt_value, value)
+        return weighted_values(logits.softmax(-1), prompt_value, rows.value)

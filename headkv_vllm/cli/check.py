@@ -2,20 +2,14 @@
 """`headkv check MODEL ...`: whether a model will be served, without starting an engine."""
 
 import os
-import sys
 from typing import TYPE_CHECKING, Final
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from headkv_vllm.cli.serve import (
-    PLUGINS_VARIABLE,
-    PassedOn,
-    check_model_argument,
-    names_backend,
-    plugins,
-)
+from headkv_vllm.cli.serve import PLUGINS_VARIABLE, PassedOn, plugins, with_backend
+from headkv_vllm.head_scores.scores import needs_file
 from headkv_vllm.output.command_line import readable_errors
 
 if TYPE_CHECKING:
@@ -48,17 +42,13 @@ class Checked(PassedOn):
 
 def check(context: typer.Context) -> None:
     """Tell whether a model and its options will be served, without starting an engine."""
-    arguments = context.args
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ[PLUGINS_VARIABLE] = plugins(os.environ)
     with readable_errors():
-        check_model_argument(arguments)
-        if not names_backend(arguments):
-            arguments = [*arguments, "--attention-backend", "headkv"]
+        arguments = with_backend(context.args)
         from headkv_vllm.engine.model_check import check_model
 
         found = check_model(arguments)
-    sys.stderr.flush()
     _show(found, Console(highlight=False))
 
 
@@ -76,7 +66,7 @@ def _show(found: "ModelCheck", console: Console) -> None:
     )
     table.add_row("head scores", _scores(found))
     table.add_row("block size", f"{plan.block_size} tokens")
-    prompt = f"KV cache of {found.max_model_len:,} tokens"
+    prompt = f"KV cache of {found.model.max_model_len:,} tokens"
     if plan.compressed:
         table.add_row(
             prompt,
@@ -91,8 +81,8 @@ def _show(found: "ModelCheck", console: Console) -> None:
 
 
 def _scores(found: "ModelCheck") -> str:
-    scores = found.scores
-    if not found.needs_scores:
+    scores = found.model.scores
+    if not needs_file(found.model.settings):
         return "the policy uses none"
     if scores.uniform:
         return "none for this model, so all heads get the same budget: see headkv score --help"

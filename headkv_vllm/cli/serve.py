@@ -74,11 +74,20 @@ def serve(context: typer.Context) -> None:
     """Serve MODEL with a compressed KV cache: vllm serve with more routes and a dashboard."""
     arguments = context.args
     with readable_errors():
-        check_model_argument(arguments)
-        backend = [] if names_backend(arguments) else ["--attention-backend", "headkv"]
+        arguments = with_backend(arguments)
     environment = {**os.environ, PLUGINS_VARIABLE: plugins(os.environ)}
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *arguments, *backend]
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *arguments]
     os.execve(sys.executable, command, environment)
+
+
+def with_backend(arguments: Sequence[str]) -> list[str]:
+    """`arguments` of `vllm serve`, with our backend unless they name one.
+
+    Raises SettingsError for the reasons of `check_model_argument`.
+    """
+    check_model_argument(arguments)
+    backend = [] if names_backend(arguments) else ["--attention-backend", "headkv"]
+    return [*arguments, *backend]
 
 
 def check_model_argument(arguments: Sequence[str]) -> None:

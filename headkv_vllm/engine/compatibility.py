@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headkv_vllm.config import Settings
-from headkv_vllm.engine.layer_kinds import check_layers
+from headkv_vllm.engine.layer_kinds import ANOTHER_BACKEND, FULL_ATTENTION_ONLY, check_layers
 from headkv_vllm.engine.names import ASYNC_SCHEDULER_PATH, SCHEDULER_PATH
 from headkv_vllm.errors import UnsupportedError, shown
 from headkv_vllm.head_scores.layer_types import FULL, SLIDING
@@ -205,48 +205,49 @@ def _if(condition: Callable[["VllmConfig"], object]) -> Callable[["VllmConfig"],
     return found
 
 
-_FULL_ATTENTION = "only decoder layers with full attention can be compressed"
-_ANOTHER_BACKEND = "serve this model with another backend"
-
 RULES = (
     Rule(
         "encoder-decoder models",
         _if(lambda config: config.model_config.is_encoder_decoder),
-        _FULL_ATTENTION,
+        FULL_ATTENTION_ONLY,
     ),
     Rule(
         "pooling models",
         _if(lambda config: config.model_config.runner_type == "pooling"),
         "they generate no tokens, so a smaller cache has no use",
     ),
-    Rule("MLA", _if(lambda config: config.model_config.use_mla), _ANOTHER_BACKEND),
+    Rule("MLA", _if(lambda config: config.model_config.use_mla), ANOTHER_BACKEND),
     Rule(
         "hybrid models",
         _if(lambda config: config.model_config.is_hybrid or config.model_config.is_attention_free),
-        _FULL_ATTENTION,
+        FULL_ATTENTION_ONLY,
     ),
-    Rule(f"layers of other types than {FULL} and {SLIDING}", _layer_types, _FULL_ATTENTION),
+    Rule(f"layers of other types than {FULL} and {SLIDING}", _layer_types, FULL_ATTENTION_ONLY),
     Rule(
         "chunked local attention",
         lambda config: _hf(config, "attention_chunk_size"),
-        _FULL_ATTENTION,
+        FULL_ATTENTION_ONLY,
     ),
     Rule(
         "dual chunk attention",
         _if(lambda config: _hf(config, "dual_chunk_attention_config")),
-        _FULL_ATTENTION,
+        FULL_ATTENTION_ONLY,
     ),
     Rule(
         "layers that share another layer's KV cache",
         lambda config: _hf(config, "num_kv_shared_layers") or None,
-        _ANOTHER_BACKEND,
+        ANOTHER_BACKEND,
     ),
-    Rule("ALiBi", _if(lambda config: config.model_config.uses_alibi), _ANOTHER_BACKEND),
-    Rule("diffusion models", _if(lambda config: config.model_config.is_diffusion), _FULL_ATTENTION),
+    Rule("ALiBi", _if(lambda config: config.model_config.uses_alibi), ANOTHER_BACKEND),
+    Rule(
+        "diffusion models",
+        _if(lambda config: config.model_config.is_diffusion),
+        FULL_ATTENTION_ONLY,
+    ),
     Rule(
         "prefix language models",
         _if(lambda config: config.model_config.is_mm_prefix_lm),
-        _FULL_ATTENTION,
+        FULL_ATTENTION_ONLY,
     ),
     Rule(
         "--kv-cache-dtype-skip-layers",

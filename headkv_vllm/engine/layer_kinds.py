@@ -4,11 +4,12 @@
 from typing import TYPE_CHECKING, Any
 
 from headkv_vllm.errors import UnsupportedError, shown
-from headkv_vllm.head_scores.layer_types import SLIDING, layer_types
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+FULL_ATTENTION_ONLY = "only decoder layers with full attention can be compressed"
+ANOTHER_BACKEND = "serve this model with another backend"
 SIZES = ("total_num_attention_heads", "total_num_kv_heads", "head_size")
 
 
@@ -26,8 +27,8 @@ def check_layers(
     has_sinks = text.model_type == "gpt_oss" or bool(getattr(text, "attention_sinks", None))
     if has_sinks and not allows_sinks:
         raise UnsupportedError(
-            "--attention-backend headkv does not support attention sinks on this platform: serve "
-            "this model with another backend"
+            "--attention-backend headkv does not support attention sinks on this platform: "
+            f"{ANOTHER_BACKEND}"
         )
     full = full_layers(model_config)
     _check_sizes(model_config, full)
@@ -75,12 +76,11 @@ def _why_not_beside(vllm_config: "VllmConfig", num_full: int, num_sliding: int) 
     model_config = vllm_config.model_config
     text = model_config.hf_text_config
     if num_full == 0:
-        return "only decoder layers with full attention can be compressed"
+        return FULL_ATTENTION_ONLY
     if vllm_config.scheduler_config.disable_hybrid_kv_cache_manager:
         return "leave out --disable-hybrid-kv-cache-manager"
-    types = layer_types(text.to_dict(), num_full + num_sliding)
     # These models of vLLM's read one window for all layers, or none.
-    if SLIDING in types and text.model_type.startswith("qwen"):
+    if text.model_type.startswith("qwen"):
         return "vLLM gives the layers of this model one kind of attention"
     if model_config.get_sliding_window() is None:
         return "its window is switched off: leave out --disable-sliding-window"

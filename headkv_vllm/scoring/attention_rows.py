@@ -5,6 +5,7 @@ A model computes its prompt by PyTorch's fused attention, which never forms a `T
 Scoring needs the weights of the answer's tokens only. They are few, so their rows are cheap.
 """
 
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
 import torch
@@ -25,23 +26,27 @@ CHANGES_WEIGHTS: Final = {
 """Arguments that a model passes when its attention weights are not a plain softmax."""
 
 
+@dataclass(frozen=True, eq=False)
+class AnswerRows:
+    """The answer's own tokens in one layer.
+
+    query: [num_heads, num_rows, head_size]. key, value: [num_kv_heads, num_rows, head_size].
+    scale: of the logits. sliding_window: how many tokens a token attends, itself included; None
+        for all.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    scale: float
+    sliding_window: int | None = None
+
+
 class Attend(Protocol):
     """Replaces one layer's attention for the tokens of an answer."""
 
-    def __call__(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float,
-        sliding_window: int | None = None,
-    ) -> torch.Tensor:
-        """query: [num_heads, num_rows, head_size]. key, value: [num_kv_heads, num_rows, head_size].
-
-        All are of the answer's own tokens. sliding_window: how many tokens a token attends, itself
-        included; None for all. Returns [num_heads, num_rows, head_size] float32.
-        """
+    def __call__(self, layer: int, rows: AnswerRows) -> torch.Tensor:
+        """Returns [num_heads, num_rows, head_size] float32."""
 
 
 def attention(
@@ -69,9 +74,9 @@ def attention(
         )
         return output, None
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    window = kwargs.get("sliding_window")
-    rows = attend(cast(int, module.layer_idx), query[0], key[0], value[0], scale, window)
-    return rows.transpose(0, 1)[None].to(query.dtype), None
+    rows = AnswerRows(query[0], key[0], value[0], scale, kwargs.get("sliding_window"))
+    attended = attend(cast(int, module.layer_idx), rows)
+    return attended.transpose(0, 1)[None].to(query.dtype), None
 
 
 def _check_plain(module: torch.nn.Module, arguments: dict[str, Any]) -> None:
@@ -84,29 +89,22 @@ def _check_plain(module: torch.nn.Module, arguments: dict[str, Any]) -> None:
         )
 
 
-def row_logits(
-    query: torch.Tensor,
-    prompt_key: torch.Tensor,
-    key: torch.Tensor,
-    scale: float,
-    sliding_window: int | None = None,
-) -> torch.Tensor:
+def row_logits(rows: AnswerRows, prompt_key: torch.Tensor) -> torch.Tensor:
     """The attention logits of an answer's tokens, before the softmax.
 
-    query, key, sliding_window: see `Attend`.
     prompt_key: [num_kv_heads, num_prompt_tokens, head_size].
     Returns [num_heads, num_rows, num_prompt_tokens + num_rows] float32, -inf for tokens that are
     not attended. Consecutive query heads share a KV head.
     """
-    num_heads, num_rows, _ = query.shape
-    grouped = query.float().unflatten(0, (len(key), -1)).flatten(1, 2) * scale
+    num_heads, num_rows, _ = rows.query.shape
+    grouped = rows.query.float().unflatten(0, (len(rows.key), -1)).flatten(1, 2) * rows.scale
     logits = torch.cat(
-        [grouped @ keys.float().transpose(1, 2) for keys in (prompt_key, key)], dim=-1
+        [grouped @ keys.float().transpose(1, 2) for keys in (prompt_key, rows.key)], dim=-1
     )
     everything = torch.ones(num_rows, logits.shape[-1], dtype=torch.bool, device=logits.device)
     hidden = everything.triu(prompt_key.shape[1] + 1)
-    if sliding_window is not None:
-        hidden |= everything.tril(prompt_key.shape[1] - sliding_window)
+    if rows.sliding_window is not None:
+        hidden |= everything.tril(prompt_key.shape[1] - rows.sliding_window)
     return logits.view(num_heads, num_rows, -1).masked_fill(hidden, float("-inf"))
 
 
@@ -116,7 +114,7 @@ def weighted_values(
     """The weighted sum of the values of all tokens: [num_heads, num_rows, head_size] float32.
 
     weights: [num_heads, num_rows, num_prompt_tokens + num_rows] float32.
-    prompt_value: [num_kv_heads, num_prompt_tokens, head_size]; value: see `Attend`.
+    prompt_value: [num_kv_heads, num_prompt_tokens, head_size]; value: see `AnswerRows`.
     """
     num_heads, num_rows, _ = weights.shape
     grouped = weights.reshape(len(value), -1, weights.shape[2])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from headkv_vllm.scoring.answer_pass import ReadPrompt
-from headkv_vllm.scoring.attention_rows import row_logits, weighted_values
+from headkv_vllm.scoring.attention_rows import AnswerRows, row_logits, weighted_values
 from headkv_vllm.scoring.prompts import PromptTokens
 
 Method = Literal["grad", "r2", "r"]
@@ -78,20 +78,12 @@ class FullAttention:
     prompt: ReadPrompt
     read_rows: ReadRows = lambda layer, weights: None
 
-    def __call__(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float,
-        sliding_window: int | None = None,
-    ) -> torch.Tensor:
+    def __call__(self, layer: int, rows: AnswerRows) -> torch.Tensor:
         """See `Attend`."""
         prompt_key, prompt_value = self.prompt.layer(layer)
-        weights = row_logits(query, prompt_key, key, scale, sliding_window).softmax(-1)
+        weights = row_logits(rows, prompt_key).softmax(-1)
         self.read_rows(layer, weights)
-        return weighted_values(weights, prompt_value, value)
+        return weighted_values(weights, prompt_value, rows.value)
 
 
 @torch.no_grad()

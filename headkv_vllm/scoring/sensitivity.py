@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from headkv_vllm.head_scores.layer_types import full_attention_layers
 from headkv_vllm.scoring.answer_pass import ReadPrompt
-from headkv_vllm.scoring.attention_rows import row_logits, weighted_values
+from headkv_vllm.scoring.attention_rows import AnswerRows, row_logits, weighted_values
 
 SINK: Final = 4
 RECENT: Final = 32
@@ -59,46 +59,19 @@ class _Gated:
     prompt: ReadPrompt
     gates: torch.Tensor
 
-    def __call__(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float,
-        sliding_window: int | None = None,
-    ) -> torch.Tensor:
-        gates = self.gates[layer].to(query.device)
+    def __call__(self, layer: int, rows: AnswerRows) -> torch.Tensor:
+        gates = self.gates[layer].to(rows.query.device)
         # The backward pass computes this again, so that the rows of one layer at a time are held.
-        output: torch.Tensor = checkpoint(
-            self._attend,
-            layer,
-            query,
-            key,
-            value,
-            scale,
-            sliding_window,
-            gates,
-            use_reentrant=False,
-        )
+        output: torch.Tensor = checkpoint(self._attend, layer, rows, gates, use_reentrant=False)
         return output
 
-    def _attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-        gates: torch.Tensor,
-    ) -> torch.Tensor:
+    def _attend(self, layer: int, rows: AnswerRows, gates: torch.Tensor) -> torch.Tensor:
         prompt_key, prompt_value = self.prompt.layer(layer)
-        logits = row_logits(query, prompt_key, key, scale, sliding_window)
+        logits = row_logits(rows, prompt_key)
         far = far_tokens(logits.shape[1], logits.shape[2], logits.device)
         near = logits.masked_fill(far, float("-inf")).softmax(-1)
         weights = near + gates[:, None, None] * (logits.softmax(-1) - near)
-        return weighted_values(weights, prompt_value, value)
+        return weighted_values(weights, prompt_value, rows.value)
 
 
 def far_tokens(num_rows: int, num_tokens: int, device: torch.device) -> torch.Tensor:

@@ -4,12 +4,11 @@
 from http import HTTPStatus
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 
-from headkv_vllm.budgets.plan import Plan, make_plan
+from headkv_vllm.budgets.plan import Plan
 from headkv_vllm.config import Settings
 from headkv_vllm.engine.served_model import ServedModel, metrics_registry
 from headkv_vllm.errors import RequestError, SettingsError
@@ -72,7 +71,7 @@ async def plan(served: Served, request: Request) -> Plan:
     plan_request = await read_plan_request(request, served.max_model_len)
     settings = _settings(served, plan_request)
     num_prompt_tokens = await _num_prompt_tokens(served, plan_request)
-    return await run_in_threadpool(_plan, served, settings, num_prompt_tokens)
+    return await run_in_threadpool(served.plan, settings, num_prompt_tokens)
 
 
 @router.get("/stats", responses=NOT_FOUND)
@@ -121,16 +120,3 @@ async def _num_prompt_tokens(served: ServedModel, plan_request: PlanRequest) -> 
             "prompt_tokens",
         )
     return plan_request.prompt_tokens
-
-
-def _plan(served: ServedModel, settings: Settings, num_prompt_tokens: int) -> Plan:
-    return make_plan(
-        np.array(served.scores.values),
-        settings,
-        num_prompt_tokens,
-        served.block_size,
-        served.head_size,
-        served.bytes_per_element,
-        served.tensor_parallel_size,
-        served.group_size,
-    )

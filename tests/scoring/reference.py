@@ -7,6 +7,8 @@ Each function has the name and the arguments of the function that it is compared
 import torch
 from torch import Tensor
 
+from headkv_vllm.scoring.attention_rows import AnswerRows
+
 
 def retrieval_score(attention: Tensor, evidence: Tensor, holds_token: Tensor) -> Tensor:
     scores = []
@@ -25,13 +27,8 @@ def evidence_score(attention: Tensor, evidence: Tensor, holds_token: Tensor) -> 
     return torch.tensor(scores, dtype=torch.float32)
 
 
-def row_logits(
-    query: torch.Tensor,
-    prompt_key: torch.Tensor,
-    key: torch.Tensor,
-    scale: float,
-    sliding_window: int | None = None,
-) -> torch.Tensor:
+def row_logits(rows: AnswerRows, prompt_key: torch.Tensor) -> torch.Tensor:
+    query, key = rows.query, rows.key
     num_heads, num_rows, _ = query.shape
     num_prompt_tokens = prompt_key.shape[1]
     logits = torch.full((num_heads, num_rows, num_prompt_tokens + num_rows), float("-inf"))
@@ -40,7 +37,8 @@ def row_logits(
         keys = [*prompt_key[kv_head], *key[kv_head]]
         for row in range(num_rows):
             end = num_prompt_tokens + row + 1
-            for position in range(0 if sliding_window is None else end - sliding_window, end):
+            first = 0 if rows.sliding_window is None else end - rows.sliding_window
+            for position in range(first, end):
                 product = query[head, row].double() @ keys[position].double()
-                logits[head, row, position] = float(product) * scale
+                logits[head, row, position] = float(product) * rows.scale
     return logits

@@ -11,6 +11,7 @@ from headkv_vllm.errors import ScoringError, UnsupportedError
 from headkv_vllm.scoring import measuring
 from headkv_vllm.scoring.attention_rows import (
     ATTENTION,
+    AnswerRows,
     row_logits,
     weighted_values,
 )
@@ -154,9 +155,9 @@ def test_rows_match_the_plain_twin(group, num_rows):
     prompt_key = torch.randn(4 // group, 20, 8, generator=generator)
     key = torch.randn(4 // group, num_rows, 8, generator=generator)
     for scale, window in ((0.35, None), (0.7, 20), (0.7, 2), (0.7, None)):
-        arguments = (query, prompt_key, key, scale, window)
-        logits = row_logits(*arguments)
-        torch.testing.assert_close(logits, reference.row_logits(*arguments))
+        rows = AnswerRows(query, key, key, scale, window)
+        logits = row_logits(rows, prompt_key)
+        torch.testing.assert_close(logits, reference.row_logits(rows, prompt_key))
     weights = logits.softmax(-1)
     values = torch.cat([prompt_key, key], 1).repeat_interleave(group, 0)
     torch.testing.assert_close(weighted_values(weights, prompt_key, key), weights @ values)
